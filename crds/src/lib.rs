@@ -1,0 +1,1 @@
+//! The typed API of Paddock: paddock.dev/v1alpha1.

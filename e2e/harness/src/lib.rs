@@ -1,0 +1,1 @@
+//! Starts hosts and a control plane on one machine.

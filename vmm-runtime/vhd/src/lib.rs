@@ -1,0 +1,1 @@
+//! Virtual hard disks in the VHD format.
