@@ -1,1 +1,50 @@
-//! Virtual hard disks in the VHD format.
+//! Virtual hard disks in the VHD format: create, open, import, inspect, and
+//! serve them as block devices without losing an acknowledged write.
+//!
+//! The crate reads and writes fixed and dynamic VHDs. Every write passes a
+//! [`Gate`], so that a fenced host stops writing whatever else hangs. Files
+//! live in a [`Pool`], a folder that no path can leave, and are locked such
+//! that neither a second opener of ours nor QEMU writes to them.
+//!
+//! It knows files and threads. It must not know Kubernetes, KVM, an async
+//! runtime, or the protocol by which a disk is served.
+//!
+//! ```no_run
+//! use paddock_vhd::{Access, BlockDevice, CreateOptions, DiskSize, DiskType, Gate, Pool, Vhd};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = Pool::open("/var/lib/paddock/pools/default")?;
+//! let size = DiskSize::from_bytes(8 << 30)?;
+//! Vhd::create(&pool, "web/root.vhd", &CreateOptions::new(DiskType::Dynamic, size))?.close()?;
+//!
+//! let gate = Gate::open();
+//! let disk = Vhd::open(&pool, "web/root.vhd", Access::ReadWrite, gate.clone())?;
+//! disk.write_at(b"hello", 4096)?;
+//! disk.flush()?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod block;
+mod create;
+mod error;
+mod format;
+mod gate;
+mod import;
+mod inspect;
+mod pool;
+mod remove;
+mod size;
+mod vhd;
+
+pub use block::{BlockDevice, Extent, ExtentKind, IoError, IoErrorKind};
+pub use create::{CreateError, CreateOptions};
+pub use error::{OpenError, OpenErrorKind};
+pub use format::DiskType;
+pub use gate::{Gate, GatePass};
+pub use import::{ImportError, ImportOptions, ImportReport, Progress, import_raw};
+pub use inspect::{VhdInfo, inspect};
+pub use pool::{Pool, PoolError, PoolSpace};
+pub use remove::{RemoveError, remove};
+pub use size::{DiskSize, DiskSizeError};
+pub use vhd::{Access, Vhd};

@@ -1,0 +1,99 @@
+//! Why a disk could not be opened.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a VHD was not opened. Every variant names the file, relative to its
+/// pool.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// There is no such file.
+    #[error("{}: there is no such file in the pool", path.display())]
+    NotFound {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Someone else has it open in a way that excludes us.
+    #[error("{}: the disk is in use: {holder}; stop its user first", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// Which lock is held, and by whom where that is known.
+        holder: String,
+    },
+    /// It is a VHD, but what it says of itself cannot be true.
+    #[error("{}: the VHD is damaged: {found}; nothing was changed, restore it or repair a copy", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        found: String,
+    },
+    /// It is something that this release does not open.
+    #[error("{}: cannot be opened as a disk: {what}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What the file is, and what to do.
+        what: String,
+    },
+    /// The path would leave the pool: it is absolute, has `..` in it, or
+    /// passes a symbolic link.
+    #[error("{}: the path leaves its pool: it must be relative, without '..' and without symbolic links", path.display())]
+    PathEscapes {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The file system has no room for what opening has to write.
+    #[error("{}: no space left on the file system of the pool", path.display())]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("{}: {operation}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        operation: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The kinds of [`OpenError`], for those who only need to branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OpenErrorKind {
+    /// See [`OpenError::NotFound`].
+    NotFound,
+    /// See [`OpenError::InUse`].
+    InUse,
+    /// See [`OpenError::Corrupt`].
+    Corrupt,
+    /// See [`OpenError::Unsupported`].
+    Unsupported,
+    /// See [`OpenError::PathEscapes`].
+    PathEscapes,
+    /// See [`OpenError::NoSpace`].
+    NoSpace,
+    /// See [`OpenError::Io`].
+    Io,
+}
+
+impl OpenError {
+    /// Which kind of error this is.
+    pub fn kind(&self) -> OpenErrorKind {
+        match self {
+            OpenError::NotFound { .. } => OpenErrorKind::NotFound,
+            OpenError::InUse { .. } => OpenErrorKind::InUse,
+            OpenError::Corrupt { .. } => OpenErrorKind::Corrupt,
+            OpenError::Unsupported { .. } => OpenErrorKind::Unsupported,
+            OpenError::PathEscapes { .. } => OpenErrorKind::PathEscapes,
+            OpenError::NoSpace { .. } => OpenErrorKind::NoSpace,
+            OpenError::Io { .. } => OpenErrorKind::Io,
+        }
+    }
+}
