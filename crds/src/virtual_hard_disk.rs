@@ -1,0 +1,326 @@
+//! VirtualHardDisk: a VHD file in a pool.
+
+use crate::{
+    quantity::ByteQuantity,
+    reference::{Condition, PATH_MESSAGE, PATH_RULE},
+};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A virtual hard disk: a file in the VHD format, in a pool of a host or of all hosts.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "paddock.dev",
+    version = "v1alpha1",
+    kind = "VirtualHardDisk",
+    plural = "virtualharddisks",
+    shortname = "vhd",
+    category = "paddock",
+    namespaced,
+    status = "VirtualHardDiskStatus",
+    derive = "PartialEq",
+    cel,
+    doc = "A virtual hard disk, kept as a file in the VHD format. It outlives the machines that use it.",
+    printcolumn(
+        name = "State",
+        type_ = "string",
+        json_path = ".status.state",
+        description = "What the disk is doing"
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status",
+        description = "Whether its file exists and may be used"
+    ),
+    printcolumn(
+        name = "Host",
+        type_ = "string",
+        json_path = ".status.host",
+        description = "The host that holds it; empty in a shared pool"
+    ),
+    printcolumn(
+        name = "Size",
+        type_ = "string",
+        json_path = ".status.size",
+        description = "Size as the guest sees it"
+    ),
+    printcolumn(
+        name = "Attached",
+        type_ = "string",
+        json_path = ".status.attachment.owner.name",
+        description = "Who uses it"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    ),
+    printcolumn(
+        name = "Type",
+        type_ = "string",
+        json_path = ".spec.type",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Allocated",
+        type_ = "string",
+        json_path = ".status.allocated",
+        description = "Bytes its file takes in the pool, when last measured",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Pool",
+        type_ = "string",
+        json_path = ".spec.file.pool",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Path",
+        type_ = "string",
+        json_path = ".status.file.path",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.size) || has(self.source) || (has(self.file) && has(self.file.mode) && self.file.mode == 'Adopt')").message("size is required unless there is a source or file.mode is Adopt").field_path(".size"))]
+#[x_kube(validation = Rule::new("has(self.size) == has(oldSelf.size) && (!has(self.size) || quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) == 0)").message("size cannot be changed once the disk is made").field_path(".size"))]
+#[x_kube(validation = Rule::new("has(self.source) == has(oldSelf.source)").message("source cannot be added or removed once the disk is made").field_path(".source"))]
+#[x_kube(validation = Rule::new("!has(self.source) || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("file.mode Adopt takes the file as it is: remove source").field_path(".source"))]
+#[x_kube(validation = Rule::new("!has(self.file) || !has(self.file.mode) || self.file.mode == 'Create' || has(self.file.path)").message("file.path is required with file.mode Adopt").field_path(".file.path"))]
+pub struct VirtualHardDiskSpec {
+    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes. Default: Dynamic.
+    #[serde(default, rename = "type")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("type cannot be changed once the disk is made"))]
+    pub disk_type: DiskType,
+    /// Size as the guest sees it, in bytes as a quantity: 3Mi to 2040Gi, a multiple of 512. Omitted: the size of the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 3145728 && quantity(string(self)).asInteger() <= 2190433320960 && quantity(string(self)).asInteger() % 512 == 0").message("size must be a quantity between 3Mi and 2040Gi, a multiple of 512 bytes, such as 10Gi"))]
+    pub size: Option<ByteQuantity>,
+    /// Where the file lies. Default: a new file in the pool `default`.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self.pool == oldSelf.pool && has(self.path) == has(oldSelf.path) && (!has(self.path) || self.path == oldSelf.path) && self.mode == oldSelf.mode").message("file cannot be changed once the disk is made"))]
+    pub file: DiskFile,
+    /// What the disk starts with. Omitted: zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("source cannot be changed once the disk is made"))]
+    pub source: Option<DiskSource>,
+    /// What becomes of the file when this object is deleted. Default: Retain.
+    #[serde(default)]
+    pub reclaim_policy: ReclaimPolicy,
+}
+
+/// The type of a virtual hard disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum DiskType {
+    /// The whole size is taken at once.
+    Fixed,
+    /// Grows in 2 MiB blocks.
+    #[default]
+    Dynamic,
+}
+
+/// Where a disk's file lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct DiskFile {
+    /// Name of the pool, as in the Host's `spec.pools`. Default: default.
+    #[serde(default = "default_pool")]
+    #[schemars(length(min = 1, max = 63))]
+    pub pool: String,
+    /// Path within the pool. Omitted: made from namespace, name and identity, and told in status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(PATH_RULE).message(PATH_MESSAGE))]
+    pub path: Option<String>,
+    /// Create makes a new file and refuses one that exists; Adopt takes an existing VHD as it is. Default: Create.
+    #[serde(default)]
+    pub mode: FileMode,
+}
+
+impl Default for DiskFile {
+    fn default() -> Self {
+        Self {
+            pool: default_pool(),
+            path: None,
+            mode: FileMode::Create,
+        }
+    }
+}
+
+fn default_pool() -> String {
+    "default".to_owned()
+}
+
+/// Whether a file is made or taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum FileMode {
+    /// Make a new file.
+    #[default]
+    Create,
+    /// Take an existing VHD.
+    Adopt,
+}
+
+/// What a disk starts with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DiskSource {
+    /// A disk image in a pool.
+    pub image: ImageSource,
+}
+
+/// A disk image in a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct ImageSource {
+    /// Name of the pool, as in the Host's `spec.pools`.
+    #[schemars(length(min = 1, max = 63))]
+    pub pool: String,
+    /// Path within the pool.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(PATH_RULE).message(PATH_MESSAGE))]
+    pub path: String,
+    /// Format of the image; never guessed. Default: Raw.
+    #[serde(default)]
+    pub format: ImageFormat,
+    /// SHA-256 of the image as 64 hexadecimal digits. An image with another sum is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(equal = 64), regex(pattern = "^[0-9a-fA-F]{64}$"))]
+    pub sha256: Option<String>,
+}
+
+/// Format of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ImageFormat {
+    /// The bytes of the disk, one after another.
+    #[default]
+    Raw,
+}
+
+/// What becomes of a file whose object is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ReclaimPolicy {
+    /// The file stays in its pool.
+    #[default]
+    Retain,
+    /// The file is removed.
+    Delete,
+}
+
+/// What a disk is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum DiskState {
+    /// Not seen yet.
+    #[default]
+    Unknown,
+    /// Waits for something named in the conditions.
+    Pending,
+    /// Its file is being made.
+    Creating,
+    /// Its file is there and nobody uses it.
+    Ready,
+    /// A machine uses it.
+    Attached,
+    /// It cannot be used; the conditions say why.
+    Failed,
+    /// It is being deleted.
+    Terminating,
+}
+
+/// What the operator knows of a disk.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualHardDiskStatus {
+    /// The generation of the spec that this status answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What the disk is doing, in a word.
+    #[serde(default)]
+    pub state: DiskState,
+    /// The host whose pool holds the file; absent in a shared pool and before the disk is bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub host: Option<String>,
+    /// The file, once made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<BoundFile>,
+    /// UUID in the VHD's footer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36))]
+    pub uuid: Option<String>,
+    /// Size as the guest sees it, as a quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub size: Option<String>,
+    /// Size as the guest sees it, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<i64>,
+    /// Bytes that the file took in its pool when it was last measured, as a quantity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub allocated: Option<String>,
+    /// Who may open the file. Set by compare-and-swap before anything opens it, cleared only on proof that its user has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Attachment>,
+    /// The highest disk epoch given out. Each attachment takes the next one.
+    #[serde(default)]
+    pub disk_epoch: i64,
+    /// Ready, Deleting.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// A disk's file in its pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BoundFile {
+    /// Name of the pool.
+    #[schemars(length(max = 63))]
+    pub pool: String,
+    /// Path within the pool.
+    #[schemars(length(max = 512))]
+    pub path: String,
+}
+
+/// The right to open a disk's file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// Who holds it.
+    pub owner: AttachmentOwner,
+    /// The host that may open the file.
+    #[schemars(length(max = 253))]
+    pub host: String,
+    /// The host's epoch when it was given.
+    pub host_epoch: i64,
+    /// The disk's epoch of this attachment; higher than every one before.
+    pub disk_epoch: i64,
+}
+
+/// Who holds an attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AttachmentOwner {
+    /// VirtualMachine or VirtualHardDiskTask.
+    pub kind: OwnerKind,
+    /// Name of the object, in the same namespace.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// UID of the object.
+    #[schemars(length(max = 36))]
+    pub uid: String,
+}
+
+/// The kind of an attachment's owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum OwnerKind {
+    /// A machine.
+    VirtualMachine,
+    /// A task on the disk itself.
+    VirtualHardDiskTask,
+}
