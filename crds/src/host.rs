@@ -116,7 +116,7 @@ pub struct Uplink {
 pub struct Reserve {
     /// Memory kept from machines, in bytes as a quantity. Default: 512Mi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).sign() >= 0").message("memory must be a quantity of whole bytes, such as 1Gi"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 0").message("memory must be a quantity of whole bytes, such as 1Gi"))]
     pub memory: Option<ByteQuantity>,
 }
 

@@ -102,7 +102,7 @@ pub struct VirtualHardDiskSpec {
     pub disk_type: DiskType,
     /// Size as the guest sees it, in bytes as a quantity: 3Mi to 2040Gi, a multiple of 512. Omitted: the size of the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 3145728 && quantity(string(self)).asInteger() <= 2190433320960 && quantity(string(self)).asInteger() % 512 == 0").message("size must be a quantity between 3Mi and 2040Gi, a multiple of 512 bytes, such as 10Gi"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 3145728 && quantity(string(self)).asInteger() <= 2190433320960 && quantity(string(self)).asInteger() % 512 == 0").message("size must be between 3Mi and 2040Gi, a multiple of 512 bytes, written without a decimal point, such as 10Gi"))]
     pub size: Option<ByteQuantity>,
     /// Where the file lies. Default: a new file in the pool `default`.
     #[serde(default)]

@@ -49,7 +49,7 @@ pub struct VirtualMachineSpec {
     #[serde(default)]
     pub cpu: Cpu,
     /// The guest's memory, in bytes as a quantity, 16Mi to 4Ti in whole Mi. Never overcommitted; the host's overhead for the machine is counted apart.
-    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 16777216 && quantity(string(self)).asInteger() <= 4398046511104 && quantity(string(self)).asInteger() % 1048576 == 0").message("memory must be a quantity of whole Mi between 16Mi and 4Ti, such as 512Mi"))]
+    #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 16777216 && quantity(string(self)).asInteger() <= 4398046511104 && quantity(string(self)).asInteger() % 1048576 == 0").message("memory must be a whole number of Mi between 16Mi and 4Ti, written without a decimal point, such as 512Mi"))]
     pub memory: ByteQuantity,
     /// How it starts. Default: the BIOS boots the first disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
