@@ -7,6 +7,8 @@ use crate::{
 use kube::CustomResourceExt;
 use serde_json::Value;
 
+const HEADER: &str = "# Generated from the types in crds/src by `make generate`. Do not edit.";
+
 /// A file of the repository that is made from the types.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GeneratedFile {
@@ -44,21 +46,20 @@ pub fn crds() -> Result<Vec<Value>, serde_json::Error> {
 /// When a type cannot be written as YAML, which is a fault in this crate.
 pub fn generated_files() -> Result<Vec<GeneratedFile>, Box<dyn std::error::Error + Send + Sync>> {
     let mut files = Vec::new();
-    for crd in crds()? {
-        let plural = crd["spec"]["names"]["plural"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        let content = format!(
-            "# Generated from the types in crds/src by `make generate`. Do not edit.\n{}",
-            serde_yaml::to_string(&crd)?
-        );
-        for folder in ["crds/generated", "charts/paddock/templates/crds"] {
-            files.push(GeneratedFile {
-                path: format!("{folder}/{plural}.yaml"),
-                content: content.clone(),
-            });
-        }
+    for mut crd in crds()? {
+        let plural = crd["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned();
+        let plain = serde_yaml::to_string(&crd)?;
+        files.push(GeneratedFile {
+            path: format!("crds/generated/{plural}.yaml"),
+            content: format!("{HEADER}\n{plain}"),
+        });
+        // Removing the chart must not remove every machine and disk object with it.
+        crd["metadata"]["annotations"]["helm.sh/resource-policy"] = Value::from("keep");
+        let kept = serde_yaml::to_string(&crd)?;
+        files.push(GeneratedFile {
+            path: format!("charts/paddock/templates/crds/{plural}.yaml"),
+            content: format!("{HEADER}\n{{{{- if .Values.crds.install }}}}\n{kept}{{{{- end }}}}\n"),
+        });
     }
     Ok(files)
 }

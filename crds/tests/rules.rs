@@ -1,0 +1,242 @@
+//! The CEL rules, evaluated without a server. The end-to-end tests try the same objects on a real one,
+//! which also checks enumerations, required fields and list keys.
+
+use paddock_crds::{VirtualHardDisk, VirtualMachine, VirtualNetwork};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+fn object<T: DeserializeOwned>(kind: &str, spec: Value) -> T {
+    serde_json::from_value(json!({
+        "apiVersion": "paddock.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": "it", "namespace": "default"},
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn machine(spec: Value) -> VirtualMachine {
+    object("VirtualMachine", spec)
+}
+
+fn disk(spec: Value) -> VirtualHardDisk {
+    object("VirtualHardDisk", spec)
+}
+
+fn network(spec: Value) -> VirtualNetwork {
+    object("VirtualNetwork", spec)
+}
+
+/// Asserts that the rules refuse with exactly these messages.
+fn refused<E: std::fmt::Display>(result: Result<(), E>, part: &str) {
+    match result {
+        Ok(()) => panic!("accepted, expected a refusal naming {part:?}"),
+        Err(error) => {
+            let text = error.to_string();
+            assert!(text.contains(part), "expected {part:?} in {text:?}");
+        }
+    }
+}
+
+#[test]
+fn accepts_a_whole_machine() {
+    let vm = machine(json!({
+        "memory": "192Mi",
+        "cpu": {"cores": 2},
+        "boot": {"kernel": {"pool": "images", "path": "linux/vmlinuz", "initrd": "linux/initrd", "commandLine": "quiet"}},
+        "disks": [
+            {"name": "system", "bus": "Virtio", "virtualHardDiskRef": {"name": "a"}},
+            {"name": "data", "bus": "IDE", "virtualHardDiskRef": {"name": "b"}},
+        ],
+        "networkAdapters": [
+            {"name": "lan", "virtualNetworkRef": {"name": "lab"}, "macAddress": "02:00:00:00:00:01"},
+            {"name": "dmz", "macAddress": "02:00:00:00:00:02"},
+        ],
+    }));
+    assert_eq!(vm.validate_cel().map_err(|e| e.to_string()), Ok(()));
+}
+
+#[test]
+fn refuses_memory_out_of_bounds() {
+    for memory in ["15Mi", "4097Gi", "100M", "17000000"] {
+        refused(
+            machine(json!({"memory": memory})).validate_cel(),
+            "memory must be a whole number of Mi between 16Mi and 4Ti",
+        );
+    }
+}
+
+#[test]
+fn refuses_more_disks_than_a_bus_holds() {
+    for (bus, most, message) in [
+        ("IDE", 4, "an IDE bus holds at most 4 disks"),
+        ("SCSI", 28, "SCSI holds at most 28 disks"),
+        ("Virtio", 16, "Virtio holds at most 16 disks"),
+    ] {
+        let with = |n: usize| {
+            let disks: Vec<Value> = (0..n)
+                .map(|i| json!({"name": format!("d{i}"), "bus": bus, "virtualHardDiskRef": {"name": format!("v{i}")}}))
+                .collect();
+            machine(json!({"memory": "64Mi", "disks": disks})).validate_cel()
+        };
+        assert_eq!(with(most).map_err(|e| e.to_string()), Ok(()), "{most} on {bus}");
+        refused(with(most + 1), message);
+    }
+}
+
+#[test]
+fn refuses_a_mac_address_twice_in_a_machine() {
+    refused(
+        machine(json!({"memory": "64Mi", "networkAdapters": [
+            {"name": "a", "macAddress": "02:00:00:00:00:0A"},
+            {"name": "b", "macAddress": "02:00:00:00:00:0a"},
+        ]}))
+        .validate_cel(),
+        "each macAddress may be used once in a machine",
+    );
+}
+
+#[test]
+fn refuses_paths_that_leave_their_pool() {
+    for path in ["/etc/passwd", "..", "../x", "a/../b", "a/./b", "./a", "a//b", "a/", "a\nb"] {
+        refused(
+            machine(json!({"memory": "64Mi", "boot": {"kernel": {"pool": "images", "path": path}}})).validate_cel(),
+            "stay in its pool",
+        );
+        refused(disk(json!({"size": "1Gi", "file": {"path": path}})).validate_cel(), "stay in its pool");
+    }
+    for path in ["a", "a/b.vhd", "..a/b..", "a b/c.vhd"] {
+        assert_eq!(
+            disk(json!({"size": "1Gi", "file": {"path": path}})).validate_cel().map_err(|e| e.to_string()),
+            Ok(()),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn bounds_the_size_of_a_disk() {
+    for size in ["3Mi", "2040Gi", "1G"] {
+        assert_eq!(disk(json!({"size": size})).validate_cel().map_err(|e| e.to_string()), Ok(()), "{size}");
+    }
+    for size in ["2Mi", "2041Gi", "3145729"] {
+        refused(disk(json!({"size": size})).validate_cel(), "size must be between 3Mi and 2040Gi");
+    }
+    refused(disk(json!({})).validate_cel(), "size is required");
+}
+
+#[test]
+fn keeps_what_a_disk_was_made_of() {
+    let old = disk(json!({"size": "1Gi", "source": {"image": {"pool": "images", "path": "a.img"}}}));
+    let same_size_in_other_words =
+        disk(json!({"size": "1024Mi", "source": {"image": {"pool": "images", "path": "a.img"}}}));
+    assert_eq!(same_size_in_other_words.validate_cel_update(&old).map_err(|e| e.to_string()), Ok(()));
+    refused(
+        disk(json!({"size": "2Gi", "source": {"image": {"pool": "images", "path": "a.img"}}})).validate_cel_update(&old),
+        "size cannot be changed",
+    );
+    refused(disk(json!({"size": "1Gi"})).validate_cel_update(&old), "source cannot be added or removed");
+    refused(
+        disk(json!({"size": "1Gi", "source": {"image": {"pool": "images", "path": "b.img"}}})).validate_cel_update(&old),
+        "source cannot be changed",
+    );
+    refused(
+        disk(json!({"type": "Fixed", "size": "1Gi", "source": {"image": {"pool": "images", "path": "a.img"}}}))
+            .validate_cel_update(&old),
+        "type cannot be changed",
+    );
+}
+
+#[test]
+fn asks_for_a_path_to_adopt() {
+    refused(disk(json!({"file": {"mode": "Adopt"}})).validate_cel(), "file.path is required with file.mode Adopt");
+    assert_eq!(
+        disk(json!({"file": {"mode": "Adopt", "path": "old.vhd"}})).validate_cel().map_err(|e| e.to_string()),
+        Ok(())
+    );
+}
+
+#[test]
+fn bounds_networks() {
+    let good = network(json!({"type": "Internal", "subnet": "192.168.50.0/24", "hostAddress": "192.168.50.9",
+        "dhcp": {"mode": "Enabled", "rangeStart": "192.168.50.10", "rangeEnd": "192.168.50.99"}}));
+    assert_eq!(good.validate_cel().map_err(|e| e.to_string()), Ok(()));
+    for (spec, part) in [
+        (json!({"type": "Internal", "subnet": "192.168.50.0/28"}), "between /8 and /27"),
+        (json!({"type": "Internal", "subnet": "192.168.50.1/24"}), "between /8 and /27"),
+        (json!({"type": "External"}), "uplink is required"),
+        (json!({"type": "Private", "uplink": "lan"}), "uplink is required for an External network and only allowed there"),
+        (json!({"type": "Internal", "dhcp": {"mode": "Enabled"}}), "subnet is required when dhcp.mode is Enabled"),
+        (json!({"type": "Private", "subnet": "10.0.0.0/24", "hostAddress": "10.0.0.1"}), "hostAddress must be an address of subnet"),
+        (json!({"type": "Internal", "subnet": "10.0.0.0/24", "hostAddress": "10.0.1.1"}), "hostAddress must be an address of subnet"),
+        (json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"rangeStart": "10.0.1.1"}}), "rangeStart must be an address of subnet"),
+        (json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"rangeEnd": "10.0.1.1"}}), "rangeEnd must be an address of subnet"),
+        (json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"dns": ["nonsense"]}}), "dns must hold IPv4 addresses"),
+    ] {
+        refused(network(spec).validate_cel(), part);
+    }
+}
+
+#[test]
+fn every_field_of_every_kind_is_documented() {
+    fn walk(path: &str, schema: &Value, missing: &mut Vec<String>) {
+        if let Some(properties) = schema["properties"].as_object() {
+            for (name, property) in properties {
+                let path = format!("{path}.{name}");
+                if property["description"].as_str().unwrap_or_default().is_empty() {
+                    missing.push(path.clone());
+                }
+                walk(&path, property, missing);
+            }
+        }
+        if schema["items"].is_object() {
+            walk(&format!("{path}[]"), &schema["items"], missing);
+        }
+    }
+    let crds = paddock_crds::crds().unwrap();
+    assert_eq!(crds.len(), 6);
+    let mut missing = Vec::new();
+    for crd in &crds {
+        let kind = crd["spec"]["names"]["kind"].as_str().unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        assert!(schema["properties"]["spec"]["properties"].is_object(), "{kind} has a spec");
+        for part in ["spec", "status"] {
+            walk(&format!("{kind}.{part}"), &schema["properties"][part], &mut missing);
+        }
+    }
+    assert_eq!(missing, Vec::<String>::new());
+}
+
+#[test]
+fn nothing_is_nullable_and_every_text_is_bounded() {
+    fn walk(path: &str, schema: &Value, faults: &mut Vec<String>) {
+        if schema["nullable"] == Value::Bool(true) {
+            faults.push(format!("{path} is nullable"));
+        }
+        let bounded = ["maxLength", "enum", "format"].iter().any(|key| !schema[*key].is_null());
+        if schema["type"] == "string" && !bounded {
+            faults.push(format!("{path} has no maxLength"));
+        }
+        if schema["type"] == "array" && schema["maxItems"].is_null() {
+            faults.push(format!("{path} has no maxItems"));
+        }
+        if let Some(properties) = schema["properties"].as_object() {
+            for (name, property) in properties {
+                walk(&format!("{path}.{name}"), property, faults);
+            }
+        }
+        if schema["items"].is_object() {
+            walk(&format!("{path}[]"), &schema["items"], faults);
+        }
+    }
+    let mut faults = Vec::new();
+    for crd in paddock_crds::crds().unwrap() {
+        let kind = crd["spec"]["names"]["kind"].as_str().unwrap().to_owned();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        walk(&format!("{kind}.spec"), &schema["properties"]["spec"], &mut faults);
+        walk(&format!("{kind}.status"), &schema["properties"]["status"], &mut faults);
+    }
+    // Kubernetes' own types: Condition and LabelSelector bring their own bounds or none.
+    faults.retain(|fault| !fault.contains(".conditions[].") && !fault.contains("hostSelector"));
+    assert_eq!(faults, Vec::<String>::new());
+}
