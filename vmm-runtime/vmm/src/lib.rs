@@ -13,3 +13,4 @@ pub mod api;
 pub mod client;
 pub mod config;
 pub mod identity;
+pub mod nbd;
