@@ -59,9 +59,6 @@ pub enum NetworkError {
     /// An interface setting failed.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
-    /// A DHCP server could not be told of the change.
-    #[error(transparent)]
-    Dhcp(#[from] DhcpSocketError),
 }
 
 /// Why an interface cannot be an uplink.

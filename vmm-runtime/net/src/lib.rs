@@ -36,13 +36,12 @@ mod spec;
 mod sysctl;
 mod tap;
 
+pub use dhcp::{LeaseEvent, LeaseEventKind};
 pub use error::{
     AdapterError, DhcpSocketError, FirewallError, InventoryError, LinkError, NetworkError,
     SetupError, SysctlError, TapError, UplinkError,
 };
-pub use manager::{
-    FoundBridge, FoundTap, Inventory, LeaseEvent, LeaseEventKind, NetworkManager, Options,
-};
+pub use manager::{FoundBridge, FoundTap, Inventory, NetworkManager, Options};
 pub use names::{
     AdapterName, BRIDGE_PREFIX, BridgeName, Hostname, InterfaceName, InvalidName, MacAddress,
     NetworkId, OwnerId, TAP_PREFIX, TapName,

@@ -1,14 +1,26 @@
 //! [`NetworkManager`]: the one owner of the host's virtual networks.
 
-use std::net::Ipv4Addr;
+mod adapter;
+mod inventory;
+mod network;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
+use crate::dhcp::LeaseEvent;
+use crate::dhcp::server::Server;
 use crate::error::{AdapterError, FirewallError, InventoryError, NetworkError, SetupError};
-use crate::names::{AdapterName, BridgeName, MacAddress, NetworkId, OwnerId, TapName};
-use crate::spec::{AdapterSpec, NetworkSpec};
+use crate::firewall::nft::Nft;
+use crate::firewall::ruleset::Element;
+use crate::link::Links;
+use crate::names::{BridgeName, InterfaceName, NetworkId, TapName};
+use crate::spec::{AdapterSpec, NetworkSpec, ValidAdapter, ValidNetwork};
+use crate::sysctl;
+
+pub use inventory::{FoundBridge, FoundTap, Inventory};
 
 /// How a [`NetworkManager`] works.
 #[derive(Debug, Clone)]
@@ -32,89 +44,66 @@ impl Default for Options {
     }
 }
 
-/// What happened to an adapter's address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeaseEvent {
-    /// The network.
-    pub network: NetworkId,
-    /// The adapter's tap.
-    pub tap: TapName,
-    /// The adapter's MAC address.
-    pub mac: MacAddress,
-    /// The address it was assigned.
-    pub ip: Ipv4Addr,
-    /// What the guest did.
-    pub kind: LeaseEventKind,
-}
-
-/// What a guest did with its address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaseEventKind {
-    /// Took or renewed it (the server sent an ACK).
-    Leased,
-    /// Gave it back.
-    Released,
-    /// Found that somebody else uses it.
-    Declined,
-}
-
-/// What exists on the host under our name prefixes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Inventory {
-    /// Bridges, by name.
-    pub bridges: Vec<FoundBridge>,
-    /// Taps, by name.
-    pub taps: Vec<FoundTap>,
-}
-
-/// A bridge of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FoundBridge {
-    /// Its name.
-    pub name: BridgeName,
-    /// Its network; `None` when its creation was cut short.
-    pub network: Option<NetworkId>,
-}
-
-/// A tap of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FoundTap {
-    /// Its name.
-    pub name: TapName,
-    /// The bridge it is on; `None` when its creation was cut short.
-    pub bridge: Option<BridgeName>,
-    /// Whose it is; `None` when its creation was cut short.
-    pub adapter: Option<(OwnerId, AdapterName)>,
-}
-
 /// Owns the host's virtual networks; one per host, shared by reference.
 ///
 /// Calls are taken one after the other. Dropping it ends its DHCP servers and
 /// leaves bridges, taps and the packet filter as they are, for the next one
 /// to adopt: call [`Self::ensure_network`] and [`Self::ensure_adapter`] again
 /// for what should be there, then remove what [`Self::list`] shows besides.
+#[derive(Debug)]
 pub struct NetworkManager {
-    #[expect(dead_code, reason = "read by the calls below")]
-    options: Options,
+    links: Links,
+    nft: Nft,
+    lease_events: Option<mpsc::Sender<LeaseEvent>>,
+    state: Mutex<State>,
+}
+
+/// What was ensured since the start.
+#[derive(Debug, Default)]
+struct State {
+    /// The uplink of each External network.
+    uplinks: BTreeMap<BridgeName, InterfaceName>,
+    /// What the packet filter holds for each tap.
+    taps: BTreeMap<TapName, BTreeSet<Element>>,
+    /// The DHCP server of each tap that has one.
+    servers: BTreeMap<TapName, Server>,
 }
 
 impl NetworkManager {
     /// Opens a netlink socket in the current network namespace; changes
     /// nothing. Must be called in a tokio runtime.
     pub async fn new(options: Options) -> Result<Self, SetupError> {
-        Ok(Self { options })
+        if sysctl::bridged_traffic_meets_iptables() {
+            tracing::warn!(
+                "net.bridge.bridge-nf-call-iptables is 1: traffic between guests also passes the host's iptables \
+                 FORWARD chain and may be dropped there"
+            );
+        }
+        Ok(Self {
+            links: Links::open(options.timeout).map_err(SetupError::Netlink)?,
+            nft: Nft {
+                program: options.nft,
+                limit: options.timeout,
+            },
+            lease_events: options.lease_events,
+            state: Mutex::default(),
+        })
     }
 
     /// Checks that guests can be kept apart here: `nft` runs and the kernel
     /// has its bridge family. Changes nothing.
     pub async fn probe(&self) -> Result<(), FirewallError> {
-        Ok(())
+        self.nft.probe().await
     }
 
     /// Brings a network's bridge to its wish: creates it, or changes what
-    /// differs.
+    /// differs. After a change, ensure its adapters again: their DHCP and
+    /// their part of the packet filter follow from both.
     pub async fn ensure_network(&self, spec: &NetworkSpec) -> Result<BridgeName, NetworkError> {
-        Ok(BridgeName::of(&spec.id))
+        let network = ValidNetwork::new(spec)?;
+        let mut state = self.state.lock().await;
+        network::ensure(self, &mut state, &network).await?;
+        Ok(network.bridge)
     }
 
     /// Brings an adapter's tap to its wish, protected before it can pass a
@@ -125,15 +114,18 @@ impl NetworkManager {
         network: &NetworkSpec,
         spec: &AdapterSpec,
     ) -> Result<TapName, AdapterError> {
-        let _ = network;
-        Ok(TapName::of(&spec.owner, &spec.name))
+        let network = ValidNetwork::new(network)?;
+        let adapter = ValidAdapter::new(&network, spec)?;
+        let mut state = self.state.lock().await;
+        adapter::ensure(self, &mut state, &network, &adapter).await?;
+        Ok(adapter.tap)
     }
 
     /// Removes a tap, its DHCP server and its packet filter entries; fine
-    /// when there is none.
+    /// when there is none. A process that has the tap open loses it.
     pub async fn remove_adapter(&self, tap: &TapName) -> Result<(), AdapterError> {
-        let _ = tap;
-        Ok(())
+        let mut state = self.state.lock().await;
+        adapter::remove(self, &mut state, tap).await
     }
 
     /// Removes a network's bridge and frees its uplink; fine when there is
@@ -145,12 +137,44 @@ impl NetworkManager {
     /// As [`Self::remove_network`], for a bridge that [`Self::list`] showed
     /// without a network.
     pub async fn remove_bridge(&self, bridge: &BridgeName) -> Result<(), NetworkError> {
-        let _ = bridge;
-        Ok(())
+        let mut state = self.state.lock().await;
+        network::remove(self, &mut state, bridge).await
     }
 
     /// What exists under our name prefixes, sorted by name.
     pub async fn list(&self) -> Result<Inventory, InventoryError> {
-        Ok(Inventory::default())
+        Ok(Inventory::of(&self.links.all().await?))
+    }
+
+    /// Restores the packet filter for all that was ensured since the start,
+    /// should another program have flushed it; writes nothing when it is
+    /// whole. Call it now and then: without the table guests are unprotected.
+    pub async fn repair(&self) -> Result<(), FirewallError> {
+        let state = self.state.lock().await;
+        if state.taps.is_empty() && state.uplinks.is_empty() {
+            return Ok(());
+        }
+        let taps = state
+            .taps
+            .iter()
+            .map(|(tap, elements)| (tap.as_str(), elements.clone()));
+        let uplinks = state
+            .uplinks
+            .values()
+            .map(|uplink| (uplink.as_str(), BTreeSet::from([Element::uplink(uplink)])));
+        let (interfaces, elements): (Vec<_>, Vec<_>) = taps.chain(uplinks).unzip();
+        self.nft
+            .ensure(&interfaces, &elements.into_iter().flatten().collect())
+            .await
+    }
+
+    /// Removes the packet filter's table with the last interface of ours.
+    async fn tidy<E: From<FirewallError> + From<crate::error::LinkError>>(&self) -> Result<(), E> {
+        let links = self.links.all().await?;
+        let ours = |link: &_| inventory::is_bridge(link) || inventory::is_tap(link);
+        if !links.iter().any(ours) {
+            self.nft.remove().await?;
+        }
+        Ok(())
     }
 }
