@@ -243,3 +243,212 @@ fn check_usable(subnet: Ipv4Net, what: &'static str, address: Ipv4Addr) -> Resul
         last: last.into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    fn wishes(subnet: &str) -> AddressWishes {
+        AddressWishes::new(net(subnet))
+    }
+
+    #[test]
+    fn the_first_sixteen_addresses_are_held_back() {
+        let plan = AddressPlan::new(&wishes("10.1.2.0/24")).unwrap();
+        assert_eq!(plan.host_address(), ip("10.1.2.1"));
+        assert_eq!(plan.assignable().next(), Some(ip("10.1.2.17")));
+        assert_eq!(plan.assignable().last(), Some(ip("10.1.2.254")));
+        assert_eq!(plan.assignable().count(), 238);
+        let smallest = AddressPlan::new(&wishes("10.1.2.32/27")).unwrap();
+        assert_eq!(smallest.assignable().next(), Some(ip("10.1.2.49")));
+        assert_eq!(smallest.assignable().count(), 14);
+    }
+
+    #[test]
+    fn wishes_replace_the_defaults() {
+        let plan = AddressPlan::new(&AddressWishes {
+            host_address: Some(ip("10.1.2.254")),
+            range_start: Some(ip("10.1.2.100")),
+            range_end: Some(ip("10.1.2.110")),
+            reserved_count: 4,
+            gateway: Some(ip("10.1.2.108")),
+            ..wishes("10.1.2.0/24")
+        })
+        .unwrap();
+        assert_eq!(plan.host_address(), ip("10.1.2.254"));
+        let expected: Vec<_> = [104, 105, 106, 107, 109, 110]
+            .map(|n| Ipv4Addr::new(10, 1, 2, n))
+            .into();
+        assert_eq!(plan.assignable().collect::<Vec<_>>(), expected);
+        assert!(!plan.is_assignable(ip("10.1.2.108")) && !plan.is_assignable(ip("10.1.2.111")));
+    }
+
+    #[test]
+    fn a_guest_may_keep_an_address_outside_the_range() {
+        let plan = AddressPlan::new(&AddressWishes {
+            gateway: Some(ip("10.1.2.254")),
+            ..wishes("10.1.2.0/24")
+        })
+        .unwrap();
+        assert_eq!(plan.check_guest(ip("10.1.2.2")), Ok(()));
+        for wrong in [
+            "10.1.2.0",
+            "10.1.2.255",
+            "10.1.3.1",
+            "10.1.2.1",
+            "10.1.2.254",
+        ] {
+            assert!(plan.check_guest(ip(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn subnets_that_cannot_be_are_refused() {
+        for (subnet, expected) in [
+            ("10.0.0.0/7", InvalidPlan::Prefix(net("10.0.0.0/7"))),
+            ("10.1.2.0/28", InvalidPlan::Prefix(net("10.1.2.0/28"))),
+            (
+                "10.1.2.1/24",
+                InvalidPlan::HostBits {
+                    found: net("10.1.2.1/24"),
+                    expected: net("10.1.2.0/24"),
+                },
+            ),
+            ("127.0.0.0/8", InvalidPlan::NotUnicast(net("127.0.0.0/8"))),
+            ("0.0.0.0/8", InvalidPlan::NotUnicast(net("0.0.0.0/8"))),
+            ("224.0.0.0/24", InvalidPlan::NotUnicast(net("224.0.0.0/24"))),
+            (
+                "255.255.255.0/24",
+                InvalidPlan::NotUnicast(net("255.255.255.0/24")),
+            ),
+            (
+                "169.254.7.0/24",
+                InvalidPlan::NotUnicast(net("169.254.7.0/24")),
+            ),
+            ("169.0.0.0/8", InvalidPlan::NotUnicast(net("169.0.0.0/8"))),
+        ] {
+            assert_eq!(AddressPlan::new(&wishes(subnet)), Err(expected), "{subnet}");
+        }
+        for subnet in ["10.0.0.0/8", "192.168.7.224/27", "172.16.0.0/12"] {
+            assert!(AddressPlan::new(&wishes(subnet)).is_ok(), "{subnet}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_do_not_fit_are_named() {
+        let subnet = net("10.1.2.0/24");
+        let (first, last) = (ip("10.1.2.1"), ip("10.1.2.254"));
+        let not_usable = |what, address| {
+            Err(InvalidPlan::NotUsable {
+                what,
+                address,
+                subnet,
+                first,
+                last,
+            })
+        };
+        let base = AddressWishes::new(subnet);
+        let outside = Some(ip("10.1.3.1"));
+        let broadcast = Some(ip("10.1.2.255"));
+        assert_eq!(
+            AddressPlan::new(&AddressWishes {
+                host_address: outside,
+                ..base
+            }),
+            not_usable("host address", ip("10.1.3.1"))
+        );
+        assert_eq!(
+            AddressPlan::new(&AddressWishes {
+                range_end: broadcast,
+                ..base
+            }),
+            not_usable("range end", ip("10.1.2.255"))
+        );
+        assert_eq!(
+            AddressPlan::new(&AddressWishes {
+                range_start: Some(ip("10.1.2.0")),
+                ..base
+            }),
+            not_usable("range start", ip("10.1.2.0"))
+        );
+        assert_eq!(
+            AddressPlan::new(&AddressWishes {
+                gateway: outside,
+                ..base
+            }),
+            not_usable("gateway", ip("10.1.3.1"))
+        );
+        let (start, end) = (ip("10.1.2.20"), ip("10.1.2.10"));
+        assert_eq!(
+            AddressPlan::new(&AddressWishes {
+                range_start: Some(start),
+                range_end: Some(end),
+                ..base
+            }),
+            Err(InvalidPlan::RangeOrder { start, end })
+        );
+        let (start, end) = (ip("10.1.2.100"), ip("10.1.2.116"));
+        let narrow = AddressWishes {
+            range_start: Some(start),
+            range_end: Some(end),
+            ..base
+        };
+        assert_eq!(AddressPlan::new(&narrow).unwrap().assignable().count(), 1);
+        assert_eq!(
+            AddressPlan::new(&AddressWishes {
+                gateway: Some(end),
+                ..narrow
+            }),
+            Err(InvalidPlan::NothingLeft {
+                start,
+                end,
+                reserved: 16
+            })
+        );
+        assert!(matches!(
+            AddressPlan::new(&AddressWishes {
+                reserved_count: u32::MAX,
+                ..base
+            }),
+            Err(InvalidPlan::NothingLeft {
+                reserved: u32::MAX,
+                ..
+            })
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_assignable_is_a_guests(
+            bits: u32, prefix in 20u8..=27, host in 0u32..64, start in 0u32..64, length in 0u32..64, reserved in 0u32..40,
+        ) {
+            let subnet = Ipv4Net::new(bits.into(), prefix).unwrap().trunc();
+            let at = |offset: u32| Ipv4Addr::from(u32::from(subnet.network()).wrapping_add(offset));
+            let wishes = AddressWishes {
+                host_address: Some(at(host)),
+                range_start: Some(at(start)),
+                range_end: Some(at(start + length)),
+                reserved_count: reserved,
+                ..AddressWishes::new(subnet)
+            };
+            if let Ok(plan) = AddressPlan::new(&wishes) {
+                let given: Vec<_> = plan.assignable().collect();
+                prop_assert!(!given.is_empty());
+                for address in given {
+                    prop_assert!(plan.check_guest(address).is_ok());
+                    prop_assert!(address >= at(start + reserved) && address <= at(start + length));
+                }
+            }
+        }
+    }
+}

@@ -324,10 +324,10 @@ mod tests {
     #[test]
     fn names_depend_on_the_identity_alone() {
         let network = NetworkId::new("8d4c2f9e-5c3c-4c0e-9a52-0d6a4a6f0001").unwrap();
-        assert_eq!(BridgeName::of(&network).as_str(), "pdkBRIDGE");
+        assert_eq!(BridgeName::of(&network).as_str(), "pdk58e65ca2c2");
         let owner = OwnerId::new("0a0b").unwrap();
         let tap = TapName::of(&owner, &AdapterName::new("lan").unwrap());
-        assert_eq!(tap.as_str(), "pdtTAP");
+        assert_eq!(tap.as_str(), "pdtde0a025533b");
         assert_eq!(
             BridgeName::new(BridgeName::of(&network).as_str()).unwrap(),
             BridgeName::of(&network)

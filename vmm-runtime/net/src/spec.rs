@@ -332,3 +332,132 @@ impl ValidAdapter {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(kind: NetworkKind) -> NetworkSpec {
+        NetworkSpec {
+            id: NetworkId::new("net-1").unwrap(),
+            name: "default/lan".to_owned(),
+            kind,
+            subnet: Some("10.1.2.0/24".parse().unwrap()),
+            host_address: None,
+            dhcp: Some(DhcpSpec::default()),
+        }
+    }
+
+    fn adapter(ip: Option<[u8; 4]>) -> AdapterSpec {
+        AdapterSpec {
+            owner: OwnerId::new("vm-1").unwrap(),
+            name: AdapterName::new("lan").unwrap(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            ip: ip.map(Ipv4Addr::from),
+            hostname: None,
+            tap_owner_uid: 1,
+        }
+    }
+
+    #[test]
+    fn the_server_is_the_host_where_there_is_one() {
+        let mut wish = spec(NetworkKind::Internal);
+        wish.host_address = Some(Ipv4Addr::new(10, 1, 2, 9));
+        wish.dhcp = Some(DhcpSpec {
+            server_address: Some(Ipv4Addr::new(10, 1, 2, 5)),
+            ..DhcpSpec::default()
+        });
+        let server = |wish: &NetworkSpec| ValidNetwork::new(wish).unwrap().dhcp.unwrap().server;
+        assert_eq!(server(&wish), Ipv4Addr::new(10, 1, 2, 9));
+        wish.kind = NetworkKind::Private;
+        assert_eq!(server(&wish), Ipv4Addr::new(10, 1, 2, 5));
+        wish.dhcp = Some(DhcpSpec::default());
+        assert_eq!(server(&wish), Ipv4Addr::new(10, 1, 2, 1));
+    }
+
+    #[test]
+    fn wishes_that_cannot_be_met_name_the_network() {
+        let refusal = |wish: &NetworkSpec| ValidNetwork::new(wish).unwrap_err().to_string();
+        let mut wish = spec(NetworkKind::Internal);
+        wish.subnet = None;
+        assert_eq!(
+            refusal(&wish),
+            "network default/lan: an Internal network needs a subnet: set one"
+        );
+        wish.kind = NetworkKind::Private;
+        assert_eq!(
+            refusal(&wish),
+            "network default/lan: DHCP needs a subnet: set one"
+        );
+        wish.dhcp = None;
+        assert!(ValidNetwork::new(&wish).is_ok());
+
+        let mut wish = spec(NetworkKind::Private);
+        wish.subnet = Some("10.1.2.0/30".parse().unwrap());
+        assert_eq!(
+            refusal(&wish),
+            "network default/lan: subnet 10.1.2.0/30: the prefix must be /8 to /27"
+        );
+        for (lease_seconds, fine) in [
+            (59, false),
+            (60, true),
+            (315_360_000, true),
+            (315_360_001, false),
+        ] {
+            let mut wish = spec(NetworkKind::Private);
+            wish.dhcp = Some(DhcpSpec {
+                lease_seconds,
+                ..DhcpSpec::default()
+            });
+            assert_eq!(ValidNetwork::new(&wish).is_ok(), fine, "{lease_seconds}");
+        }
+        let mut wish = spec(NetworkKind::Private);
+        wish.dhcp = Some(DhcpSpec {
+            dns: vec![Ipv4Addr::LOCALHOST; 9],
+            ..DhcpSpec::default()
+        });
+        assert_eq!(
+            refusal(&wish),
+            "network default/lan: 9 DNS servers: at most 8 fit"
+        );
+        for uplink in ["pdk0123456789", "pdt0123456789a"] {
+            let wish = spec(NetworkKind::External {
+                uplink: InterfaceName::new(uplink).unwrap(),
+            });
+            assert!(
+                refusal(&wish).contains("is an interface of Paddock itself"),
+                "{uplink}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_adapters_address_must_fit_its_network() {
+        let network = ValidNetwork::new(&spec(NetworkKind::Private)).unwrap();
+        assert!(ValidAdapter::new(&network, &adapter(None)).is_ok());
+        assert!(ValidAdapter::new(&network, &adapter(Some([10, 1, 2, 20]))).is_ok());
+        let error = ValidAdapter::new(&network, &adapter(Some([10, 1, 3, 20])))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "adapter lan of vm-1 on network default/lan: guest address 10.1.3.20 is not a usable address of \
+             10.1.2.0/24 (10.1.2.1 to 10.1.2.254)"
+        );
+        let mut bare = spec(NetworkKind::Private);
+        (bare.subnet, bare.dhcp) = (None, None);
+        let network = ValidNetwork::new(&bare).unwrap();
+        let error = ValidAdapter::new(&network, &adapter(Some([10, 1, 2, 20]))).unwrap_err();
+        assert!(matches!(error, InvalidAdapter::NoSubnet { .. }), "{error}");
+    }
+
+    #[test]
+    fn specs_survive_json() {
+        let wish = spec(NetworkKind::External {
+            uplink: InterfaceName::new("lan0").unwrap(),
+        });
+        let text = serde_json::to_string(&wish).unwrap();
+        assert_eq!(serde_json::from_str::<NetworkSpec>(&text).unwrap(), wish);
+        assert!(serde_json::from_str::<NetworkSpec>(&text.replace("lan0", "lan 0")).is_err());
+    }
+}

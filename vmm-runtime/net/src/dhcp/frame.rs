@@ -148,3 +148,123 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 fn sums_to_zero(parts: &[&[u8]]) -> bool {
     checksum(parts) == 0
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn addresses(destination: Ipv4Addr) -> Addresses {
+        Addresses {
+            source_mac: "02:00:00:00:00:01".parse().unwrap(),
+            client_mac: "02:00:00:00:00:02".parse().unwrap(),
+            source: Ipv4Addr::new(10, 0, 0, 1),
+            destination,
+        }
+    }
+
+    /// Turns a server's frame into a client's: ports swapped, which leaves
+    /// both checksums as they are.
+    fn turned(mut frame: Vec<u8>) -> Vec<u8> {
+        let (from, to) = (SERVER_PORT.to_be_bytes(), CLIENT_PORT.to_be_bytes());
+        frame[34..36].copy_from_slice(&to);
+        frame[36..38].copy_from_slice(&from);
+        frame
+    }
+
+    #[test]
+    fn a_frame_is_as_written_down() {
+        let frame = build(&addresses(Ipv4Addr::new(10, 0, 0, 2)), b"abc").unwrap();
+        #[rustfmt::skip]
+        let expected = [
+            2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0,
+            0x45, 0, 0, 31, 0, 0, 0x40, 0, 64, 17, 0x26, 0xcc, 10, 0, 0, 1, 10, 0, 0, 2,
+            0, 67, 0, 68, 0, 11, 0x26, 0xec, b'a', b'b', b'c',
+        ];
+        assert_eq!(frame, expected);
+        let broadcast = build(&addresses(Ipv4Addr::BROADCAST), b"").unwrap();
+        assert_eq!(broadcast[..6], [0xff; 6]);
+        assert_eq!(build(&addresses(Ipv4Addr::BROADCAST), &[0; 65_508]), None);
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_rfc_1071() {
+        assert_eq!(
+            checksum(&[&[0x00, 0x01, 0xf2, 0x03], &[0xf4, 0xf5, 0xf6, 0xf7]]),
+            !0xddf2
+        );
+        assert_eq!(checksum(&[&[0xff]]), 0x00ff);
+    }
+
+    #[test]
+    fn only_whole_datagrams_to_the_server_are_taken() {
+        let frame = turned(build(&addresses(Ipv4Addr::BROADCAST), b"payload").unwrap());
+        let expected = Datagram {
+            source: [2, 0, 0, 0, 0, 1],
+            payload: b"payload",
+        };
+        assert_eq!(parse(&frame), Some(expected));
+        // Padding behind it is no part of it.
+        let padded = [&frame[..], &[0; 9]].concat();
+        assert_eq!(parse(&padded), Some(expected));
+        for length in 0..frame.len() {
+            assert_eq!(parse(&frame[..length]), None, "{length} bytes");
+        }
+        // Type, version, header length, total length, fragment, protocol,
+        // checksum, port, UDP length.
+        for (at, value) in [
+            (12, 0x86),
+            (14, 0x65),
+            (14, 0x44),
+            (17, 0xff),
+            (20, 0x60),
+            (23, 6),
+            (24, 0),
+            (37, 68),
+            (39, 7),
+            (39, 200),
+        ] {
+            let mut odd = frame.clone();
+            odd[at] = value;
+            if at > 13 && at < 24 {
+                odd[24..26].fill(0);
+                let sum = checksum(&[&odd[14..34]]);
+                odd[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
+            assert_eq!(parse(&odd), None, "byte {at} = {value}");
+        }
+    }
+
+    #[test]
+    fn a_header_with_options_is_skipped_whole() {
+        let frame = turned(build(&addresses(Ipv4Addr::BROADCAST), b"payload").unwrap());
+        let mut long = [&frame[..34], &[1; 4], &frame[34..]].concat();
+        long[14] = 0x46;
+        long[17] += 4;
+        long[24..26].fill(0);
+        let sum = checksum(&[&long[14..38]]);
+        long[24..26].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(parse(&long).unwrap().payload, b"payload");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_built_is_read(payload in proptest::collection::vec(any::<u8>(), 0..600), to: u32) {
+            let frame = build(&addresses(to.into()), &payload).unwrap();
+            // The whole datagram with its pseudo header sums to nothing.
+            let length = ((payload.len() + 8) as u16).to_be_bytes();
+            prop_assert_eq!(checksum(&[&frame[26..34], &[0, 17], &length, &frame[34..]]), 0);
+            let client = turned(frame);
+            prop_assert_eq!(parse(&client).unwrap().payload, &payload[..]);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..14) {
+            let _ = parse(&bytes);
+            let mut frame = turned(build(&addresses(Ipv4Addr::BROADCAST), &bytes).unwrap());
+            frame.truncate(frame.len().saturating_sub(cut));
+            let _ = parse(&frame);
+        }
+    }
+}

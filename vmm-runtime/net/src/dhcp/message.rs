@@ -361,3 +361,282 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dhcproto::v4::{DhcpOption, Message, OptionCode};
+    use dhcproto::{Decodable, Decoder, Encodable};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dhcp::core::{Answer, respond};
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+    fn fixed() -> Vec<u8> {
+        let mut bytes = vec![0; FIXED_BYTES];
+        bytes[..3].copy_from_slice(&[1, 1, 6]);
+        bytes[28..34].copy_from_slice(&MAC);
+        bytes[236..].copy_from_slice(&MAGIC);
+        bytes
+    }
+
+    fn with(options: &[u8]) -> Vec<u8> {
+        [&fixed()[..], options].concat()
+    }
+
+    fn assignment() -> Assignment {
+        Assignment {
+            mac: MacAddress::new(MAC).unwrap(),
+            ip: Ipv4Addr::new(10, 1, 2, 20),
+            subnet: "10.1.2.0/24".parse().unwrap(),
+            server: Ipv4Addr::new(10, 1, 2, 1),
+            lease_seconds: 3600,
+            gateway: Some(Ipv4Addr::new(10, 1, 2, 254)),
+            dns: vec![Ipv4Addr::new(192, 0, 2, 53), Ipv4Addr::new(192, 0, 2, 54)],
+            hostname: Some("vm-1".parse().unwrap()),
+            mtu: Some(9000),
+        }
+    }
+
+    #[test]
+    fn a_request_is_read() {
+        let mut bytes = with(&[
+            0, 53, 1, 3, 12, 2, 0xff, 0xfe, 50, 4, 10, 1, 2, 3, 54, 4, 10, 1, 2, 1, 61, 2, 1, 9,
+            255, 53,
+        ]);
+        bytes[4..8].copy_from_slice(&[1, 2, 3, 4]);
+        bytes[10] = 0x80;
+        bytes[12..16].copy_from_slice(&[10, 1, 2, 7]);
+        bytes[24..28].copy_from_slice(&[10, 1, 2, 8]);
+        let expected = Request {
+            kind: MessageType::Request,
+            xid: 0x0102_0304,
+            broadcast: true,
+            client_ip: Ipv4Addr::new(10, 1, 2, 7),
+            relay: Ipv4Addr::new(10, 1, 2, 8),
+            mac: MacAddress::new(MAC).unwrap(),
+            requested_ip: Some(Ipv4Addr::new(10, 1, 2, 3)),
+            server: Some(Ipv4Addr::new(10, 1, 2, 1)),
+            client_id: Some(vec![1, 9]),
+        };
+        assert_eq!(Request::parse(&bytes), Ok(expected));
+    }
+
+    #[test]
+    fn options_may_go_on_in_file_and_sname() {
+        for (value, file, sname) in [(1, true, false), (2, false, true), (3, true, true)] {
+            let mut bytes = with(&[52, 1, value, 53, 1, 1, 255]);
+            bytes[FILE.start..FILE.start + 6].copy_from_slice(&[50, 4, 10, 1, 2, 3]);
+            bytes[SNAME.start..SNAME.start + 6].copy_from_slice(&[54, 4, 10, 1, 2, 1]);
+            let found = Request::parse(&bytes).unwrap();
+            assert_eq!(
+                (found.requested_ip.is_some(), found.server.is_some()),
+                (file, sname),
+                "{value}"
+            );
+        }
+        assert_eq!(
+            Request::parse(&with(&[52, 1, 4, 53, 1, 1])),
+            Err(InvalidRequest::Option(52))
+        );
+    }
+
+    #[test]
+    fn malformed_requests_are_refused() {
+        let short = &fixed()[..239];
+        assert_eq!(Request::parse(short), Err(InvalidRequest::Short));
+        assert_eq!(Request::parse(&[]), Err(InvalidRequest::Short));
+        for (at, value) in [(0, 2), (1, 6), (2, 16), (236, 0)] {
+            let mut bytes = with(&[53, 1, 1]);
+            bytes[at] = value;
+            assert_eq!(
+                Request::parse(&bytes),
+                Err(InvalidRequest::NotRequest),
+                "byte {at}"
+            );
+        }
+        let mut group = with(&[53, 1, 1]);
+        group[28] = 1;
+        assert_eq!(Request::parse(&group), Err(InvalidRequest::Mac));
+        for (options, error) in [
+            (&[][..], InvalidRequest::Type),
+            (&[53, 1, 2], InvalidRequest::Type),
+            (&[53, 1, 9], InvalidRequest::Type),
+            (&[53, 2, 1, 1], InvalidRequest::Type),
+            (&[53], InvalidRequest::Option(53)),
+            (&[53, 1], InvalidRequest::Option(53)),
+            (&[12, 5, 1], InvalidRequest::Option(12)),
+            (&[53, 1, 1, 53, 1, 1], InvalidRequest::Option(53)),
+            (&[53, 1, 1, 50, 3, 1, 2, 3], InvalidRequest::Option(50)),
+            (
+                &[53, 1, 1, 54, 5, 1, 2, 3, 4, 5],
+                InvalidRequest::Option(54),
+            ),
+            (&[53, 1, 1, 61, 0], InvalidRequest::Option(61)),
+        ] {
+            assert_eq!(Request::parse(&with(options)), Err(error), "{options:?}");
+        }
+        let long = [&[53, 1, 1, 61, 129][..], &[0; 129]].concat();
+        assert_eq!(
+            Request::parse(&with(&long)),
+            Err(InvalidRequest::Option(61))
+        );
+    }
+
+    fn parse(payload: &[u8]) -> Message {
+        Message::decode(&mut Decoder::new(payload)).unwrap()
+    }
+
+    fn request(options: &[u8]) -> Request {
+        Request::parse(&with(options)).unwrap()
+    }
+
+    #[test]
+    fn an_ack_tells_everything() {
+        let ask = request(&[53, 1, 3, 61, 3, 1, 2, 3]);
+        let ack = Reply::ack(&assignment(), &ask);
+        assert_eq!(
+            ack.payload.len(),
+            MINIMUM_REPLY_BYTES.max(ack.payload.len())
+        );
+        let message = parse(&ack.payload);
+        assert_eq!(message.opcode(), dhcproto::v4::Opcode::BootReply);
+        assert_eq!(message.chaddr(), MAC);
+        assert_eq!(message.yiaddr(), assignment().ip);
+        let address = |host| Ipv4Addr::new(10, 1, 2, host);
+        let expected = [
+            DhcpOption::MessageType(dhcproto::v4::MessageType::Ack),
+            DhcpOption::ServerIdentifier(address(1)),
+            DhcpOption::AddressLeaseTime(3600),
+            DhcpOption::Renewal(1800),
+            DhcpOption::Rebinding(3150),
+            DhcpOption::SubnetMask(Ipv4Addr::new(255, 255, 255, 0)),
+            DhcpOption::BroadcastAddr(address(255)),
+            DhcpOption::Router(vec![address(254)]),
+            DhcpOption::DomainNameServer(assignment().dns),
+            DhcpOption::InterfaceMtu(9000),
+            DhcpOption::Hostname("vm-1".to_owned()),
+            DhcpOption::ClientIdentifier(vec![1, 2, 3]),
+        ];
+        for option in &expected {
+            assert_eq!(message.opts().get(OptionCode::from(option)), Some(option));
+        }
+        assert_eq!(message.opts().iter().count(), expected.len());
+    }
+
+    #[test]
+    fn a_nak_gives_nothing() {
+        let message = parse(&Reply::nak(&assignment(), &request(&[53, 1, 3])).payload);
+        assert_eq!(
+            (message.ciaddr(), message.yiaddr()),
+            (Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED)
+        );
+        let mut codes: Vec<u8> = message
+            .opts()
+            .iter()
+            .map(|(code, _)| (*code).into())
+            .collect();
+        codes.sort_unstable();
+        assert_eq!(codes, [53, 54]);
+    }
+
+    #[test]
+    fn an_inform_gets_no_lease() {
+        let mut ask = request(&[53, 1, 8]);
+        ask.client_ip = assignment().ip;
+        let message = parse(&Reply::inform_ack(&assignment(), &ask).payload);
+        assert_eq!(
+            (message.ciaddr(), message.yiaddr()),
+            (assignment().ip, Ipv4Addr::UNSPECIFIED)
+        );
+        assert_eq!(message.opts().get(OptionCode::AddressLeaseTime), None);
+        assert!(message.opts().get(OptionCode::SubnetMask).is_some());
+    }
+
+    #[test]
+    fn the_longest_reply_fits_every_client() {
+        let long = assignment();
+        let name = [
+            "a".repeat(63),
+            "b".repeat(63),
+            "c".repeat(63),
+            "d".repeat(61),
+        ]
+        .join(".");
+        let long = Assignment {
+            hostname: Some(name.parse().unwrap()),
+            dns: vec![long.server; 8],
+            ..long
+        };
+        let client_id = [&[53, 1, 3, 61, 128][..], &[7; 128]].concat();
+        let full = Reply::ack(&long, &request(&client_id)).payload;
+        assert!(full.len() <= MAXIMUM_REPLY_BYTES);
+        assert_eq!(parse(&full).opts().get(OptionCode::Hostname), None);
+        assert_eq!(
+            parse(&full).opts().get(OptionCode::ClientIdentifier),
+            Some(&DhcpOption::ClientIdentifier(vec![7; 128]))
+        );
+        // A name of one label is told beside every client id but the longest.
+        let one = Assignment {
+            hostname: Some("a".repeat(63).parse().unwrap()),
+            ..long
+        };
+        let reply = Reply::ack(&one, &request(&[53, 1, 3, 61, 3, 1, 2, 3])).payload;
+        assert_eq!(
+            parse(&reply).opts().get(OptionCode::Hostname),
+            Some(&DhcpOption::Hostname("a".repeat(63)))
+        );
+    }
+
+    fn any_options() -> impl Strategy<Value = Vec<u8>> {
+        let option = (any::<u8>(), proptest::collection::vec(any::<u8>(), 0..20))
+            .prop_map(|(code, value)| [&[code, value.len() as u8][..], &value].concat());
+        proptest::collection::vec(option, 0..8).prop_map(|options| options.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_and_every_reply_is_well_formed(
+            head in proptest::collection::vec(any::<u8>(), 236),
+            options in any_options(),
+            kind in 0u8..10,
+        ) {
+            let mut bytes = head;
+            bytes[..3].copy_from_slice(&[1, 1, 6]);
+            bytes[24..28].fill(0);
+            bytes[28..34].copy_from_slice(&MAC);
+            bytes.extend(MAGIC);
+            bytes.extend([53, 1, kind]);
+            bytes.extend(options);
+            if let Ok(request) = Request::parse(&bytes)
+                && let Answer::Reply(reply) = respond(&assignment(), &request)
+            {
+                prop_assert!((MINIMUM_REPLY_BYTES..=MAXIMUM_REPLY_BYTES).contains(&reply.payload.len()));
+                let message = parse(&reply.payload);
+                prop_assert_eq!(message.xid(), request.xid);
+                prop_assert!(message.yiaddr().is_unspecified() || message.yiaddr() == assignment().ip);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..700)) {
+            let _ = Request::parse(&bytes);
+        }
+
+        #[test]
+        fn what_another_library_writes_is_read(xid: u32, ip: u32, server: u32, broadcast: bool) {
+            let zero = Ipv4Addr::UNSPECIFIED;
+            let mut message = Message::new_with_id(xid, zero, zero, zero, zero, &MAC);
+            if broadcast {
+                message.set_flags(dhcproto::v4::Flags::default().set_broadcast());
+            }
+            message.opts_mut().insert(DhcpOption::MessageType(dhcproto::v4::MessageType::Request));
+            message.opts_mut().insert(DhcpOption::RequestedIpAddress(ip.into()));
+            message.opts_mut().insert(DhcpOption::ServerIdentifier(server.into()));
+            let found = Request::parse(&message.to_vec().unwrap()).unwrap();
+            prop_assert_eq!((found.xid, found.broadcast), (xid, broadcast));
+            prop_assert_eq!((found.requested_ip, found.server), (Some(ip.into()), Some(server.into())));
+        }
+    }
+}

@@ -197,3 +197,24 @@ impl Budget {
             .then(|| second.saturating_sub(now.duration_since(self.since)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_slowed_to_the_budget() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut budget = Budget::new(start);
+        for _ in 0..FRAMES_PER_SECOND - 1 {
+            assert_eq!(budget.spend(at(10)), None);
+        }
+        assert_eq!(budget.spend(at(400)), Some(Duration::from_millis(600)));
+        assert_eq!(budget.spend(at(1000)), None);
+        for _ in 0..FRAMES_PER_SECOND - 2 {
+            assert_eq!(budget.spend(at(1500)), None);
+        }
+        assert_eq!(budget.spend(at(1500)), Some(Duration::from_millis(500)));
+    }
+}

@@ -401,3 +401,139 @@ fn expected_rules() -> Vec<(String, String)> {
     rules.sort_by(|a, b| a.0.cmp(&b.0));
     rules
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tap(last: char) -> TapName {
+        TapName::new(&format!("pdt0123456789{last}")).unwrap()
+    }
+
+    fn rules(ip: Option<[u8; 4]>, served: bool, hosted: bool) -> TapRules {
+        TapRules {
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            ip: ip.map(Ipv4Addr::from),
+            served,
+            hosted,
+        }
+    }
+
+    #[test]
+    fn the_structure_is_as_written_down() {
+        assert_eq!(structure(), include_str!("expected/structure.nft"));
+    }
+
+    #[test]
+    fn elements_are_added_removed_or_left_alone() {
+        let tap_a = tap('a');
+        let wished = rules(Some([10, 0, 0, 5]), true, true).elements(&tap_a);
+        let from_nothing = transaction(&Found::default(), &[tap_a.as_str()], &wished).unwrap();
+        let added = "\
+add element bridge paddock macs { \"pdt0123456789a\" . 02:00:00:00:00:01 }
+add element bridge paddock addresses { \"pdt0123456789a\" . 02:00:00:00:00:01 . 10.0.0.5 }
+add element bridge paddock served { \"pdt0123456789a\" }
+add element bridge paddock hosted { \"pdt0123456789a\" }
+";
+        assert_eq!(from_nothing, format!("{}{added}", structure()));
+
+        let mut found = Found {
+            structure: true,
+            elements: wished.clone(),
+        };
+        found
+            .elements
+            .extend(rules(None, false, false).elements(&tap('b')));
+        assert_eq!(transaction(&found, &[tap_a.as_str()], &wished), None);
+        let changed = rules(None, false, true).elements(&tap_a);
+        assert_eq!(
+            transaction(&found, &[tap_a.as_str()], &changed).unwrap(),
+            "\
+delete element bridge paddock addresses { \"pdt0123456789a\" . 02:00:00:00:00:01 . 10.0.0.5 }
+delete element bridge paddock served { \"pdt0123456789a\" }
+add element bridge paddock unassigned { \"pdt0123456789a\" }
+"
+        );
+        // Removal touches no other tap.
+        let text = transaction(&found, &[tap_a.as_str()], &BTreeSet::new()).unwrap();
+        assert_eq!(text.lines().count(), 4);
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with("delete") && line.contains("pdt0123456789a"))
+        );
+    }
+
+    #[test]
+    fn a_missing_structure_is_written_even_without_elements() {
+        assert_eq!(
+            transaction(&Found::default(), &[], &BTreeSet::new()),
+            Some(structure())
+        );
+        let whole = Found {
+            structure: true,
+            ..Found::default()
+        };
+        assert_eq!(transaction(&whole, &[], &BTreeSet::new()), None);
+    }
+
+    /// A real listing of the structure with the elements of one tap and one
+    /// uplink.
+    const LISTING: &str = include_str!("expected/listing.json");
+
+    #[test]
+    fn a_listing_is_read_back() {
+        let mut elements = rules(Some([10, 0, 0, 5]), true, false).elements(&tap('a'));
+        elements.insert(Element::uplink(&InterfaceName::new("lan0").unwrap()));
+        assert_eq!(
+            parse_listing(LISTING),
+            Ok(Found {
+                structure: true,
+                elements
+            })
+        );
+    }
+
+    #[test]
+    fn a_changed_structure_is_noticed() {
+        let structure_of = |text: &str| parse_listing(text).unwrap().structure;
+        let listing: serde_json::Value = serde_json::from_str(LISTING).unwrap();
+        let objects = listing["nftables"].as_array().unwrap();
+        let mut dropped = 0;
+        for index in 0..objects.len() {
+            let kinds = ["rule", "chain", "set"];
+            if !kinds.iter().any(|kind| objects[index].get(kind).is_some()) {
+                continue;
+            }
+            let mut fewer = objects.clone();
+            fewer.remove(index);
+            assert!(
+                !structure_of(&serde_json::json!({ "nftables": fewer }).to_string()),
+                "{}",
+                objects[index]
+            );
+            dropped += 1;
+        }
+        assert_eq!(
+            dropped,
+            RULES
+                .iter()
+                .map(|(_, rules)| rules.len() + 1)
+                .sum::<usize>()
+                + Set::ALL.len()
+        );
+        assert!(!structure_of(
+            &LISTING.replace("\"prio\": -300", "\"prio\": 300")
+        ));
+        assert!(!structure_of(&LISTING.replace(&mark(), "paddock 00000000")));
+        assert!(!structure_of("{\"nftables\": []}"));
+    }
+
+    #[test]
+    fn a_listing_that_is_none_is_refused() {
+        for text in ["", "[]", "{}", "{\"nftables\": [{\"set\": {}}]}"] {
+            assert!(parse_listing(text).is_err(), "{text}");
+        }
+        let odd = "{\"nftables\": [{\"set\": {\"name\": \"macs\", \"elem\": [7]}}]}";
+        assert_eq!(parse_listing(odd), Err("set macs: element 7".to_owned()));
+    }
+}
