@@ -1,13 +1,26 @@
 //! Creating a disk.
 
+use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rustix::fs::OFlags;
 use uuid::Uuid;
 
+use crate::block::{BlockDevice, IoError};
 use crate::format::DiskType;
+use crate::format::bat::BLOCK_SIZE;
+use crate::format::footer::Footer;
+use crate::gate::Gate;
+use crate::image::{self, Image, Refusal, Tuning, format_new, formatted_len};
+use crate::lock::{self, LockError, Mode, Sidecar};
+use crate::pool::{Place, Pool, PoolError, RenameError};
 use crate::size::DiskSize;
+use crate::storage::{Backing, FileStorage};
+use crate::vhd::Vhd;
 
 /// What [`Vhd::create`](crate::Vhd::create) makes.
 #[derive(Debug, Clone)]
@@ -80,4 +93,284 @@ pub enum CreateError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl From<PoolError> for CreateError {
+    fn from(error: PoolError) -> CreateError {
+        match error {
+            PoolError::PathEscapes { path } => CreateError::PathEscapes { path },
+            PoolError::Io {
+                path,
+                operation,
+                source,
+            } => CreateError::Io {
+                path,
+                operation,
+                source,
+            },
+            PoolError::NotFound { path } => {
+                let source = io::ErrorKind::NotFound.into();
+                CreateError::Io {
+                    path,
+                    operation: "create the file",
+                    source,
+                }
+            }
+            PoolError::NotAFile { path, found } => {
+                let source = io::Error::other(format!("there is a {found} of that name"));
+                CreateError::Io {
+                    path,
+                    operation: "create the file",
+                    source,
+                }
+            }
+        }
+    }
+}
+
+/// A disk that is being made: complete but for its name, and gone without a
+/// trace if it is dropped before it gets it.
+pub(crate) struct NewDisk {
+    /// Dropped first, with the file.
+    image: Box<dyn Image>,
+    disk_type: DiskType,
+    names: Names,
+}
+
+/// The names that a new disk takes, and gives back if it isn't finished.
+struct Names {
+    target: Place,
+    /// The name until it is complete. Derived from the target's: who holds
+    /// the target's lock owns what is left there by a crash.
+    temporary: Place,
+    temporary_exists: bool,
+    lock: Option<Sidecar>,
+}
+
+impl Names {
+    fn take(pool: &Pool, rel: &Path) -> Result<Names, CreateError> {
+        let target = pool.place_creating_folders(rel)?;
+        let taken = || CreateError::AlreadyExists {
+            path: rel.to_owned(),
+        };
+        // Before the lock: a disk that is in use is there, above all.
+        if target.exists()? {
+            return Err(taken());
+        }
+        let mut temporary = OsString::from(".");
+        temporary.push(rel.file_name().unwrap_or_default());
+        temporary.push(".new");
+        let temporary = target.sibling(temporary)?;
+        let lock = Sidecar::acquire(&target, Mode::Exclusive).map_err(|error| match error {
+            LockError::Held(holder) => CreateError::InUse {
+                path: rel.to_owned(),
+                holder,
+            },
+            LockError::Pool(error) => error.into(),
+            LockError::Io(source) => CreateError::Io {
+                path: rel.to_owned(),
+                operation: "lock the name",
+                source,
+            },
+        })?;
+        let names = Names {
+            target,
+            temporary,
+            temporary_exists: false,
+            lock: Some(lock),
+        };
+        if names.target.exists()? {
+            // Made between the look and the lock. Its lock file stays.
+            return Err(taken());
+        }
+        Ok(names)
+    }
+
+    /// Creates the file under its temporary name.
+    fn create(&mut self) -> Result<File, CreateError> {
+        match self.temporary.unlink() {
+            Ok(()) | Err(PoolError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let file = self
+            .temporary
+            .open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
+        self.temporary_exists = true;
+        Ok(file.into())
+    }
+
+    /// Gives the file its name.
+    fn publish(&mut self) -> Result<(), CreateError> {
+        match self.temporary.rename_to(&self.target) {
+            Ok(()) => {
+                self.temporary_exists = false;
+                Ok(())
+            }
+            Err(RenameError::Taken) => Err(CreateError::AlreadyExists {
+                path: self.target.rel().to_owned(),
+            }),
+            Err(RenameError::Failed(error)) => Err(error.into()),
+        }
+    }
+}
+
+impl Drop for Names {
+    /// Nothing can be done about errors here: a file that stays is removed
+    /// when the name is tried again.
+    fn drop(&mut self) {
+        if self.temporary_exists {
+            let _ = self.temporary.unlink();
+        }
+        if let Some(lock) = self.lock.take()
+            && matches!(self.target.exists(), Ok(false))
+        {
+            let _ = lock.remove();
+        }
+    }
+}
+
+impl NewDisk {
+    /// Makes an empty disk under a temporary name. `data`: how many bytes of
+    /// the file system will be written to it at once, for the check that they
+    /// fit; a fixed disk's are known.
+    pub(crate) fn begin(
+        pool: &Pool,
+        rel: &Path,
+        options: &CreateOptions,
+        data: Option<u64>,
+    ) -> Result<NewDisk, CreateError> {
+        let CreateOptions {
+            disk_type,
+            size,
+            unique_id,
+            created,
+        } = *options;
+        let len = formatted_len(disk_type, size.bytes(), BLOCK_SIZE);
+        let need = match disk_type {
+            DiskType::Fixed => len,
+            DiskType::Dynamic => len.saturating_add(data.unwrap_or(0)),
+        };
+        let no_space = |have| CreateError::NoSpace {
+            path: rel.to_owned(),
+            need,
+            have,
+        };
+        // Before any folder is made.
+        let have = pool.space()?.available;
+        if have < need {
+            return Err(no_space(have));
+        }
+        let mut names = Names::take(pool, rel)?;
+        // The folder may be a mount of its own.
+        let have = names.target.space()?.available;
+        if have < need {
+            return Err(no_space(have));
+        }
+        let file = names.create()?;
+        let io = |operation, source: io::Error| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                no_space(names.target.space().map_or(0, |space| space.available))
+            }
+            _ => CreateError::Io {
+                path: rel.to_owned(),
+                operation,
+                source,
+            },
+        };
+        // Ours from the beginning: nobody may open it between the rename and
+        // a lock.
+        lock::lock_for_qemu(file.as_fd(), Mode::Exclusive).map_err(|error| match error {
+            LockError::Io(source) => io("lock the file", source),
+            LockError::Pool(error) => error.into(),
+            LockError::Held(holder) => CreateError::InUse {
+                path: rel.to_owned(),
+                holder,
+            },
+        })?;
+        let must_write_zeros = match disk_type {
+            DiskType::Dynamic => false,
+            DiskType::Fixed => match FileStorage::reserve(&file, len) {
+                Ok(()) => false,
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => true,
+                Err(error) => return Err(io("reserve the disk's space", error)),
+            },
+        };
+        let backing = Backing::new(
+            Box::new(FileStorage::new(file)),
+            Gate::open(),
+            &rel.to_string_lossy(),
+        );
+        let footer = Footer::new(disk_type, size.bytes(), unique_id, created);
+        let written = if must_write_zeros {
+            backing.write_zeros(0, size.bytes())
+        } else {
+            Ok(())
+        };
+        written
+            .and_then(|()| format_new(&backing, disk_type, &footer, BLOCK_SIZE))
+            .map_err(|error| write_error(rel, need, &names, error))?;
+        let (image, disk_type) =
+            image::open(backing, false, Tuning::default()).map_err(|refusal| {
+                let source = match refusal {
+                    Refusal::Io(error) => io::Error::other(error),
+                    Refusal::Corrupt(found) | Refusal::Unsupported(found) => {
+                        io::Error::other(found)
+                    }
+                };
+                CreateError::Io {
+                    path: rel.to_owned(),
+                    operation: "read back the new disk",
+                    source,
+                }
+            })?;
+        Ok(NewDisk {
+            image,
+            disk_type,
+            names,
+        })
+    }
+
+    /// The disk, to fill it before it gets its name.
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        &*self.image
+    }
+
+    /// Makes all that was written durable and gives the disk its name.
+    pub(crate) fn finish(mut self) -> Result<Vhd, CreateError> {
+        let path = self.names.target.rel().to_owned();
+        self.image
+            .put_away()
+            .map_err(|error| write_error(&path, 0, &self.names, error))?;
+        self.names.publish()?;
+        let NewDisk {
+            image,
+            disk_type,
+            mut names,
+        } = self;
+        match names.lock.take() {
+            Some(lock) => Ok(Vhd::new(image, disk_type, lock)),
+            // Taken nowhere else.
+            None => Err(CreateError::Io {
+                path,
+                operation: "keep the lock",
+                source: io::ErrorKind::NotFound.into(),
+            }),
+        }
+    }
+}
+
+fn write_error(path: &Path, need: u64, names: &Names, error: IoError) -> CreateError {
+    let path = path.to_owned();
+    match error {
+        IoError::NoSpace { .. } => CreateError::NoSpace {
+            path,
+            need,
+            have: names.target.space().map_or(0, |space| space.available),
+        },
+        error => CreateError::Io {
+            path,
+            operation: "write the new disk",
+            source: io::Error::other(error),
+        },
+    }
 }

@@ -1,7 +1,12 @@
 //! Why a disk could not be opened.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::block::IoError;
+use crate::image::Refusal;
+use crate::lock::LockError;
+use crate::pool::PoolError;
 
 /// Why a VHD was not opened. Every variant names the file, relative to its
 /// pool.
@@ -94,6 +99,64 @@ impl OpenError {
             OpenError::PathEscapes { .. } => OpenErrorKind::PathEscapes,
             OpenError::NoSpace { .. } => OpenErrorKind::NoSpace,
             OpenError::Io { .. } => OpenErrorKind::Io,
+        }
+    }
+}
+
+impl From<PoolError> for OpenError {
+    fn from(error: PoolError) -> OpenError {
+        match error {
+            PoolError::NotFound { path } => OpenError::NotFound { path },
+            PoolError::PathEscapes { path } => OpenError::PathEscapes { path },
+            PoolError::NotAFile { path, found } => OpenError::Unsupported {
+                path,
+                what: format!("it is a {found}, not a file"),
+            },
+            PoolError::Io {
+                path,
+                operation,
+                source,
+            } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    OpenError::NoSpace { path }
+                }
+                _ => OpenError::Io {
+                    path,
+                    operation,
+                    source,
+                },
+            },
+        }
+    }
+}
+
+impl OpenError {
+    pub(crate) fn from_lock(path: &Path, error: LockError) -> OpenError {
+        match error {
+            LockError::Held(holder) => OpenError::InUse {
+                path: path.to_owned(),
+                holder,
+            },
+            LockError::Pool(error) => error.into(),
+            LockError::Io(source) => OpenError::Io {
+                path: path.to_owned(),
+                operation: "lock the disk",
+                source,
+            },
+        }
+    }
+
+    pub(crate) fn from_refusal(path: &Path, refusal: Refusal) -> OpenError {
+        let path = path.to_owned();
+        match refusal {
+            Refusal::Corrupt(found) => OpenError::Corrupt { path, found },
+            Refusal::Unsupported(what) => OpenError::Unsupported { path, what },
+            Refusal::Io(IoError::NoSpace { .. }) => OpenError::NoSpace { path },
+            Refusal::Io(error) => OpenError::Io {
+                path,
+                operation: "open the disk",
+                source: io::Error::other(error),
+            },
         }
     }
 }

@@ -2,13 +2,20 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
-use crate::create::CreateError;
-use crate::format::DiskType;
+use rustix::fs::SeekFrom;
+use sha2::{Digest, Sha256};
+
+use crate::block::BlockDevice;
+use crate::create::{CreateError, CreateOptions, NewDisk};
+use crate::format::footer::{self, Footer};
+use crate::format::{DiskType, SECTOR, foreign};
 use crate::pool::Pool;
 use crate::size::{DiskSize, DiskSizeError};
+use crate::storage::next_data;
 
 /// What [`import_raw`] makes.
 #[derive(Debug, Clone)]
@@ -110,22 +117,275 @@ impl std::fmt::Display for Hex<'_> {
     }
 }
 
+/// Zeros of the source are left out in pieces of this size: what most file
+/// systems in images align to, and a multiple of every sector size.
+const PIECE: usize = 64 << 10;
+
+/// How much is read at once.
+const CHUNK: usize = 1 << 20;
+
 /// Makes the disk `rel` out of the raw image `source` (a regular file or a
-/// block device), skipping its holes and its zeros. Only when the whole
+/// block device), leaving out its holes and its zeros. Only when the whole
 /// source was read, its sum compared, and everything is durable, the disk
-/// gets its name. `progress` is called now and then and may cancel.
+/// gets its name. `progress` is called for each MiB and each hole, and may
+/// cancel.
+///
+/// A dynamic disk is refused for lack of space if the source's data would not
+/// fit, not counting the zeros in it that are yet to be found.
 pub fn import_raw(
     source: &File,
     pool: &Pool,
     rel: impl AsRef<Path>,
-    _options: &ImportOptions,
+    options: &ImportOptions,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<ImportReport, ImportError> {
-    let place = pool.place_creating_folders(rel.as_ref());
-    let total = source.metadata().map_or(0, |metadata| metadata.len());
-    let _ = progress(Progress { done: 0, total });
-    Err(ImportError::Source {
-        operation: "open",
-        source: io::Error::other(format!("{place:?}")),
+    let rel = rel.as_ref();
+    let total = source_len(source)?;
+    let size = disk_size(total, options.size)?;
+    refuse_formats(source, total)?;
+    let runs = DataRuns { source, total };
+    let create = CreateOptions::new(options.disk_type, size);
+    let data = match options.disk_type {
+        DiskType::Dynamic => Some(runs.len()?),
+        _ => None,
+    };
+    let disk = NewDisk::begin(pool, rel, &create, data)?;
+    let mut copy = Copy {
+        disk: disk.device(),
+        hash: options.sha256.map(|_| Sha256::new()),
+        written: 0,
+        at: 0,
+        path: rel,
+    };
+    runs.visit(|data| {
+        copy.skip(data.start, total, progress)?;
+        copy.data(source, data.end, total, progress)
+    })?;
+    copy.skip(total, total, progress)?;
+    let Copy { hash, written, .. } = copy;
+    let found = hash.map(|hash| <[u8; 32]>::from(hash.finalize()));
+    if let (Some(expected), Some(found)) = (options.sha256, found)
+        && expected != found
+    {
+        return Err(ImportError::WrongSha256 { expected, found });
+    }
+    // Durable and named; nothing is left to flush.
+    drop(disk.finish()?);
+    Ok(ImportReport {
+        size,
+        source_bytes: total,
+        written_bytes: written,
+        sha256: found,
     })
+}
+
+fn source_error(operation: &'static str) -> impl Fn(io::Error) -> ImportError {
+    move |source| ImportError::Source { operation, source }
+}
+
+/// The length of a regular file or a block device.
+fn source_len(source: &File) -> Result<u64, ImportError> {
+    let kind = source
+        .metadata()
+        .map_err(source_error("look at"))?
+        .file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let error = io::Error::other("it is neither a regular file nor a block device");
+        return Err(ImportError::Source {
+            operation: "open",
+            source: error,
+        });
+    }
+    rustix::fs::seek(source, SeekFrom::End(0))
+        .map_err(io::Error::from)
+        .map_err(source_error("ask for the length"))
+}
+
+/// The size of the new disk: what was asked for if the source fits, else that
+/// of the source.
+fn disk_size(total: u64, asked: Option<DiskSize>) -> Result<DiskSize, ImportError> {
+    match asked {
+        Some(size) if size.bytes() < total => Err(ImportError::SourceTooLarge {
+            source_bytes: total,
+            size,
+        }),
+        Some(size) => Ok(size),
+        None => {
+            let bytes = total
+                .checked_next_multiple_of(SECTOR)
+                .unwrap_or(u64::MAX - SECTOR + 1);
+            Ok(DiskSize::from_bytes(bytes.max(DiskSize::MIN.bytes()))?)
+        }
+    }
+}
+
+/// Refuses images that are not raw: a guest would find no disk in them.
+fn refuse_formats(source: &File, total: u64) -> Result<(), ImportError> {
+    let mut start = [0; foreign::LOOK_AT];
+    let len = total.min(foreign::LOOK_AT as u64) as usize;
+    source
+        .read_exact_at(&mut start[..len], 0)
+        .map_err(source_error("read"))?;
+    if let Some(format) = foreign::name(&start[..len]) {
+        return Err(ImportError::NotRaw { format });
+    }
+    let mut end = [0; footer::LEN];
+    for footer_len in [footer::LEN, footer::OLD_LEN] {
+        let Some(offset) = total.checked_sub(footer_len as u64) else {
+            continue;
+        };
+        source
+            .read_exact_at(&mut end[..footer_len], offset)
+            .map_err(source_error("read"))?;
+        if Footer::parse(&end[..footer_len]).is_ok() {
+            return Err(ImportError::NotRaw { format: "a VHD" });
+        }
+    }
+    Ok(())
+}
+
+/// The parts of the source that are not holes.
+struct DataRuns<'a> {
+    source: &'a File,
+    total: u64,
+}
+
+impl DataRuns<'_> {
+    fn visit(
+        &self,
+        mut each: impl FnMut(Range<u64>) -> Result<(), ImportError>,
+    ) -> Result<(), ImportError> {
+        let mut at = 0;
+        while let Some(data) =
+            next_data(self.source, at..self.total).map_err(source_error("look for data in"))?
+        {
+            at = data.end;
+            each(data)?;
+        }
+        Ok(())
+    }
+
+    /// How many bytes they have together.
+    fn len(&self) -> Result<u64, ImportError> {
+        let mut len = 0;
+        self.visit(|data| {
+            len += data.end - data.start;
+            Ok(())
+        })?;
+        Ok(len)
+    }
+}
+
+/// An import under way.
+struct Copy<'a> {
+    disk: &'a dyn BlockDevice,
+    hash: Option<Sha256>,
+    written: u64,
+    /// How far it has come in the source.
+    at: u64,
+    path: &'a Path,
+}
+
+impl Copy<'_> {
+    /// Passes over a hole up to `end`. The sum is that of zeros.
+    fn skip(
+        &mut self,
+        end: u64,
+        total: u64,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), ImportError> {
+        const ZEROS: [u8; PIECE] = [0; PIECE];
+        while let Some(hash) = &mut self.hash
+            && self.at < end
+        {
+            let len = (end - self.at).min(CHUNK as u64);
+            let mut left = len as usize;
+            while left > 0 {
+                let piece = left.min(PIECE);
+                hash.update(&ZEROS[..piece]);
+                left -= piece;
+            }
+            self.at += len;
+            report(self.at, total, progress)?;
+        }
+        if self.at < end {
+            self.at = end;
+            report(self.at, total, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Copies data up to `end`.
+    fn data(
+        &mut self,
+        source: &File,
+        end: u64,
+        total: u64,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), ImportError> {
+        let mut buf = vec![0; CHUNK];
+        while self.at < end {
+            // To the next multiple, so that pieces begin at multiples too.
+            let len = (CHUNK as u64 - self.at % CHUNK as u64).min(end - self.at) as usize;
+            let chunk = &mut buf[..len];
+            source
+                .read_exact_at(chunk, self.at)
+                .map_err(source_error("read"))?;
+            if let Some(hash) = &mut self.hash {
+                hash.update(&*chunk);
+            }
+            self.write(chunk)?;
+            self.at += len as u64;
+            report(self.at, total, progress)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the pieces of a chunk that are not zero, neighbours in one go.
+    fn write(&mut self, chunk: &[u8]) -> Result<(), ImportError> {
+        let mut start = 0;
+        while start < chunk.len() {
+            let piece_end = |from: usize| {
+                let offset = (self.at as usize + from) % PIECE;
+                (from + PIECE - offset).min(chunk.len())
+            };
+            let mut end = start;
+            while end < chunk.len() && !is_zero(&chunk[end..piece_end(end)]) {
+                end = piece_end(end);
+            }
+            if end > start {
+                let run = &chunk[start..end];
+                self.disk
+                    .write_at(run, self.at + start as u64)
+                    .map_err(|source| ImportError::Write {
+                        path: self.path.to_owned(),
+                        source,
+                    })?;
+                self.written += run.len() as u64;
+            }
+            start = if end < chunk.len() {
+                piece_end(end)
+            } else {
+                end
+            };
+        }
+        Ok(())
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // Compares the bytes with themselves, one further on: a memcmp.
+    bytes.first().is_none_or(|&first| first == 0)
+        && bytes[..bytes.len().saturating_sub(1)] == bytes[bytes.len().min(1)..]
+}
+
+fn report(
+    done: u64,
+    total: u64,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<(), ImportError> {
+    match progress(Progress { done, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ImportError::Cancelled),
+    }
 }

@@ -30,11 +30,14 @@ mod create;
 mod error;
 mod format;
 mod gate;
+mod image;
 mod import;
 mod inspect;
+mod lock;
 mod pool;
 mod remove;
 mod size;
+mod storage;
 mod vhd;
 
 pub use block::{BlockDevice, Extent, ExtentKind, IoError, IoErrorKind};

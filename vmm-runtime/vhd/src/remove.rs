@@ -1,19 +1,38 @@
 //! Deleting a disk.
 
+use std::fs::File;
 use std::path::Path;
 
 use crate::error::OpenError;
+use crate::gate::Gate;
+use crate::image::{Refusal, Tuning, recognise};
+use crate::lock::{self, Mode};
 use crate::pool::Pool;
+use crate::storage::{Backing, FileStorage};
 
 /// Why a disk was not deleted: as for opening it.
 pub type RemoveError = OpenError;
 
-/// Deletes the disk `rel` for good, if nobody has it open. What is not a VHD
-/// is refused.
+/// Deletes the disk `rel` and its lock file for good, if nobody has it open.
+/// What is not a VHD is refused; a damaged one is not.
 pub fn remove(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), RemoveError> {
-    let place = pool.place(rel.as_ref());
-    Err(OpenError::Unsupported {
-        path: rel.as_ref().to_owned(),
-        what: format!("{place:?}"),
-    })
+    let rel = rel.as_ref();
+    let place = pool.place(rel)?;
+    let (file, sidecar) = lock::open_locked(&place, Mode::Exclusive)
+        .map_err(|error| OpenError::from_lock(rel, error))?;
+    let gate = Gate::open();
+    gate.close();
+    let backing = Backing::new(
+        Box::new(FileStorage::new(File::from(file))),
+        gate,
+        &rel.to_string_lossy(),
+    );
+    match recognise(&backing, Tuning::default()) {
+        Ok(_) | Err(Refusal::Corrupt(_)) => {}
+        Err(refusal) => return Err(OpenError::from_refusal(rel, refusal)),
+    }
+    place.unlink()?;
+    place.sync_folder()?;
+    sidecar.remove()?;
+    Ok(())
 }

@@ -1,0 +1,354 @@
+//! What a disk is after a crash: every sector must have the value of the last
+//! acknowledged flush or a later one.
+
+use std::collections::BTreeMap;
+
+use super::random::Random;
+use super::sample::{foreign_disk, new_disk};
+use super::{Image, Mutant, Tuning, open};
+use crate::block::IoErrorKind;
+use crate::format::DiskType;
+use crate::gate::Gate;
+use crate::storage::fault::{Crashes, Fault, FaultStorage};
+use crate::storage::{Backing, Storage};
+
+const SIZE: u64 = 16 * BLOCK as u64 - 3 * 512;
+const BLOCK: u32 = 16 << 10;
+const SECTORS: usize = (SIZE / 512) as usize;
+
+fn tuning(mutant: Option<Mutant>) -> Tuning {
+    // A bitmap cache of two bitmaps, growth by three blocks.
+    Tuning {
+        growth: 3 * u64::from(BLOCK),
+        bitmap_cache: 1024,
+        mutant,
+    }
+}
+
+fn open_disk(
+    storage: impl Storage + 'static,
+    mutant: Option<Mutant>,
+) -> Result<Box<dyn Image>, String> {
+    let backing = Backing::new(Box::new(storage), Gate::open(), "disk");
+    let opened = open(backing, false, tuning(mutant));
+    opened
+        .map(|(disk, _)| disk)
+        .map_err(|refusal| format!("not opened: {refusal:?}"))
+}
+
+/// A value that a sector had in the running system.
+struct Version {
+    /// The request that made it.
+    request: u64,
+    /// The operations on the file that were issued before that request.
+    begun: usize,
+    bytes: Vec<u8>,
+}
+
+/// A flush that was acknowledged.
+struct Flush {
+    request: u64,
+    /// The operations on the file that were issued before it returned.
+    over: usize,
+}
+
+/// What was asked of a disk and what it may hold.
+struct History {
+    /// What reads must return now.
+    content: Vec<u8>,
+    versions: Vec<Vec<Version>>,
+    flushes: Vec<Flush>,
+    requests: u64,
+}
+
+impl History {
+    fn new(content: Vec<u8>) -> History {
+        let first = |bytes: &[u8]| {
+            vec![Version {
+                request: 0,
+                begun: 0,
+                bytes: bytes.to_vec(),
+            }]
+        };
+        History {
+            versions: content.chunks(512).map(first).collect(),
+            flushes: vec![Flush {
+                request: 0,
+                over: 0,
+            }],
+            requests: 0,
+            content,
+        }
+    }
+
+    fn begin(&mut self) -> u64 {
+        self.requests += 1;
+        self.requests
+    }
+
+    /// Notes the present content of all sectors that differ from their last
+    /// version.
+    fn note(&mut self, request: u64, begun: usize) {
+        for (versions, bytes) in self.versions.iter_mut().zip(self.content.chunks(512)) {
+            if versions.last().is_some_and(|last| last.bytes != bytes) {
+                versions.push(Version {
+                    request,
+                    begun,
+                    bytes: bytes.to_vec(),
+                });
+            }
+        }
+    }
+
+    /// Refuses content that a crash after `point` operations can't explain.
+    fn check(&self, content: &[u8], point: usize) -> Result<(), String> {
+        let flush = self
+            .flushes
+            .iter()
+            .rfind(|flush| flush.over <= point)
+            .unwrap();
+        for (sector, (bytes, versions)) in content.chunks(512).zip(&self.versions).enumerate() {
+            // The last one before the flush, and all that follow.
+            let base = versions
+                .iter()
+                .rposition(|version| version.request <= flush.request)
+                .unwrap();
+            let mut allowed = versions[base..]
+                .iter()
+                .filter(|version| version.begun <= point);
+            if !allowed.any(|version| version.bytes == bytes) {
+                return Err(format!(
+                    "sector {sector} after {point} operations holds {:02x?}, expected one of {:02x?}",
+                    &bytes[..8],
+                    versions[base..]
+                        .iter()
+                        .map(|version| &version.bytes[..8])
+                        .collect::<Vec<_>>()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Does random requests to a disk, which may fail, and notes what it may hold.
+struct Workload {
+    storage: FaultStorage,
+    disk: Box<dyn Image>,
+    history: History,
+    random: Random,
+}
+
+impl Workload {
+    fn request(&mut self) -> Result<(), String> {
+        let begun = self.storage.position();
+        let request = self.history.begin();
+        let kind = self.random.below(16);
+        let range = match kind {
+            // Whole blocks, so that regions are freed.
+            0..3 => {
+                let start = self.random.below(16) * u64::from(BLOCK);
+                start..(start + u64::from(BLOCK) * (1 + self.random.below(2))).min(SIZE)
+            }
+            // Small, so that blocks are filled in part.
+            _ => self.random.range(
+                SIZE,
+                if kind < 12 {
+                    4096
+                } else {
+                    u64::from(BLOCK) * 2
+                },
+            ),
+        };
+        let span = range.start as usize..range.end as usize;
+        let len = range.end - range.start;
+        let before = self.history.content.clone();
+        let result = match kind {
+            13.. => {
+                let result = self.disk.flush();
+                if result.is_ok() {
+                    self.history.flushes.push(Flush {
+                        request,
+                        over: self.storage.position(),
+                    });
+                }
+                result
+            }
+            0 | 1 | 3 => {
+                self.history.content[span.clone()].fill(0);
+                self.disk.discard(range.start, len)
+            }
+            4 => {
+                self.history.content[span.clone()].fill(0);
+                self.disk.write_zeroes(range.start, len)
+            }
+            _ => {
+                let bytes = self.random.bytes(len);
+                self.history.content[span.clone()].copy_from_slice(&bytes);
+                self.disk.write_at(&bytes, range.start)
+            }
+        };
+        self.history.note(request, begun);
+        if let Err(error) = result {
+            if !matches!(
+                error.kind(),
+                IoErrorKind::Io | IoErrorKind::NoSpace | IoErrorKind::SyncFailed
+            ) {
+                return Err(format!("unexpected error: {error}"));
+            }
+            // Each sector is the old or the new one; which one counts now.
+            let mut found = vec![0; SIZE as usize];
+            self.disk
+                .read_at(&mut found, 0)
+                .map_err(|error| error.to_string())?;
+            for (sector, bytes) in found.chunks(512).enumerate() {
+                let at = sector * 512..sector * 512 + bytes.len();
+                if bytes != &self.history.content[at.clone()] && bytes != &before[at] {
+                    return Err(format!(
+                        "sector {sector} is neither old nor new after '{error}'"
+                    ));
+                }
+            }
+            self.history.content = found;
+            self.history.note(request, begun);
+        }
+        Ok(())
+    }
+
+    fn check_reads(&self) -> Result<(), String> {
+        let mut found = vec![0; SIZE as usize];
+        self.disk
+            .read_at(&mut found, 0)
+            .map_err(|error| error.to_string())?;
+        match (0..SECTORS)
+            .find(|s| found[s * 512..s * 512 + 512] != self.history.content[s * 512..s * 512 + 512])
+        {
+            Some(sector) => Err(format!("sector {sector} reads wrong while running")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn faults(random: &mut Random) -> BTreeMap<u64, Fault> {
+    let mut faults = BTreeMap::new();
+    // A third of the workloads without any.
+    for _ in 0..random.below(3) {
+        let first = random.below(150);
+        let fault = if random.below(4) == 0 {
+            Fault::Io
+        } else {
+            Fault::NoSpace
+        };
+        for call in first..first + 1 + random.below(3) {
+            faults.insert(call, fault);
+        }
+    }
+    faults
+}
+
+/// Runs a workload, then looks at the disk after crashes at `points` points.
+/// Returns how many there were; the error says what was lost.
+fn crash(seed: u64, points: usize, mutant: Option<Mutant>) -> Result<usize, String> {
+    let mut random = Random::new(seed);
+    let sample = match random.below(2) {
+        0 => new_disk(DiskType::Dynamic, SIZE, BLOCK),
+        _ => foreign_disk(SIZE, BLOCK, &mut random),
+    };
+    let storage = FaultStorage::new(sample.file.clone(), faults(&mut random));
+    let Ok(disk) = open_disk(storage.clone(), mutant) else {
+        // A fault in the first calls.
+        return Ok(0);
+    };
+    let history = History::new(sample.content);
+    let mut workload = Workload {
+        storage,
+        disk,
+        history,
+        random: Random::new(seed ^ 0xdead),
+    };
+    for _ in 0..60 {
+        workload.request()?;
+    }
+    workload.check_reads()?;
+    if random.below(2) == 0 {
+        // May fail like anything else; the disk stays consistent.
+        let _ = workload.disk.put_away();
+    }
+    let log = workload.storage.log();
+    let mut chosen: Vec<usize> = (0..points)
+        .map(|_| random.below(log.len() as u64 + 1) as usize)
+        .collect();
+    chosen.sort_unstable();
+    let mut crashes = Crashes::new(sample.file, &log);
+    for point in chosen {
+        let file = crashes.at(point, &mut random);
+        recover(file, &workload.history, point, &mut random, mutant).map_err(|lost| {
+            format!(
+                "seed {seed}, crash after {point} of {} operations: {lost}",
+                log.len()
+            )
+        })?;
+    }
+    Ok(points)
+}
+
+/// Opens what a crash left, checks it, and goes on using it for a while.
+fn recover(
+    file: Vec<u8>,
+    history: &History,
+    point: usize,
+    random: &mut Random,
+    mutant: Option<Mutant>,
+) -> Result<(), String> {
+    let storage = FaultStorage::new(file, BTreeMap::new());
+    let disk = open_disk(storage.clone(), mutant)?;
+    let mut content = vec![0; SIZE as usize];
+    disk.read_at(&mut content, 0)
+        .map_err(|error| error.to_string())?;
+    history.check(&content, point)?;
+    let mut workload = Workload {
+        storage,
+        disk,
+        history: History::new(content),
+        random: Random::new(random.next()),
+    };
+    for _ in 0..6 {
+        workload.request()?;
+    }
+    workload.check_reads()?;
+    workload
+        .disk
+        .put_away()
+        .map_err(|error| error.to_string())?;
+    // Once more, as the next start finds it.
+    workload.disk = open_disk(workload.storage.clone(), mutant)?;
+    workload.check_reads()
+}
+
+#[test]
+fn no_crash_loses_what_was_flushed() {
+    let points: usize = (0..100).map(|seed| crash(seed, 25, None).unwrap()).sum();
+    assert!(points >= 2000, "only {points} crashes");
+}
+
+/// The test above must be able to fail: it notices each of these faults.
+#[test]
+fn every_mutant_is_caught() {
+    let mutants = [
+        Mutant::SkipDataSync,
+        Mutant::SkipMetadataSync,
+        Mutant::TableBeforeData,
+        Mutant::ForgetHeadCopy,
+        Mutant::ReuseBeforeDurable,
+        Mutant::ReuseUnpunched,
+        Mutant::BitmapBeforeData,
+        Mutant::TrustSlack,
+        Mutant::KeepFailedReservation,
+        Mutant::TrustNextSync,
+    ];
+    for mutant in mutants {
+        let caught = (0..100).find_map(|seed| crash(seed, 25, Some(mutant)).err());
+        let how = caught.unwrap_or_else(|| panic!("{mutant:?} was not caught"));
+        println!("{mutant:?}: {how}");
+    }
+}

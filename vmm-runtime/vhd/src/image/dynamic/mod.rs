@@ -1,0 +1,457 @@
+//! Dynamic disks: blocks that are allocated as they are first written.
+//!
+//! What must hold after a crash at any moment is that each sector has the
+//! value of the last completed flush or a later one. So a block's entry goes
+//! to disk only after its data is durable, a region of the file is given to
+//! another block only after the entry that named it is durably gone, and a
+//! region is zero before a block gets it. `allocation` decides where blocks
+//! go and grows the file, `commit` makes it durable, `bitmaps` remembers
+//! which sectors of foreign disks are marked as never written.
+//!
+//! Locks, in the order in which they may be taken: a block's stripe, then
+//! `allocation`, then `bitmaps`. Requests hold their block's stripe shared;
+//! whoever takes a region away from a block holds it exclusively, so no
+//! request is under way to a region when it changes hands.
+
+mod allocation;
+mod bitmaps;
+mod commit;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::extents::Extents;
+use super::{Image, Mutant, Recognised, Refusal, Tuning};
+use crate::block::{BlockDevice, Extent, ExtentKind, IoError, check_range};
+use crate::format::SECTOR;
+use crate::format::bat::{self, Layout, UNALLOCATED};
+use crate::format::bitmap::Bitmap;
+use crate::format::footer;
+use crate::storage::{Backing, Space};
+
+use allocation::Allocation;
+use bitmaps::Bitmaps;
+use commit::GroupCommit;
+
+/// Blocks share this many locks.
+const STRIPES: usize = 64;
+
+/// A mark of a block: all bits of its bitmap are set.
+const FULL: u8 = 1;
+/// A mark of a block: its region is reserved, and nothing was written to it
+/// with success yet.
+const FRESH: u8 = 2;
+
+/// An open dynamic disk.
+pub(crate) struct Dynamic {
+    backing: Backing,
+    layout: Layout,
+    footer_bytes: [u8; footer::LEN],
+    read_only: bool,
+    tuning: Tuning,
+    /// Where each block is now, durable or not.
+    map: Box<[AtomicU32]>,
+    marks: Box<[AtomicU8]>,
+    stripes: Box<[RwLock<()>]>,
+    allocation: Mutex<Allocation>,
+    bitmaps: Mutex<Bitmaps>,
+    commits: GroupCommit,
+}
+
+/// The part of a request that lies in one block.
+struct Piece {
+    block: u32,
+    /// First byte, from the beginning of the block's data.
+    within: u64,
+    /// The piece's bytes in the request's buffer.
+    span: Range<usize>,
+}
+
+impl Piece {
+    fn len(&self) -> u64 {
+        self.span.len() as u64
+    }
+
+    /// The sectors of the block that the piece touches.
+    fn sectors(&self) -> Range<u32> {
+        // A block has at most 2^19 sectors.
+        let first = self.within / SECTOR;
+        let end = (self.within + self.len()).div_ceil(SECTOR);
+        first as u32..end as u32
+    }
+}
+
+impl Dynamic {
+    /// Reads and checks the table. A writable disk gets back the copy of its
+    /// footer that a crash took.
+    pub(crate) fn load(
+        backing: Backing,
+        found: &Recognised,
+        read_only: bool,
+        tuning: Tuning,
+    ) -> Result<Dynamic, Refusal> {
+        let Some((header_offset, header)) = &found.header else {
+            return Err(Refusal::Corrupt("it has no dynamic header".to_owned()));
+        };
+        let layout = Layout::of(found.footer.current_size, *header_offset, header);
+        layout.check(found.data_end).map_err(Refusal::Corrupt)?;
+        // At most 16 MiB, and within the file: checked by the layout.
+        let mut bytes = vec![0; layout.bat_entries as usize * 4];
+        backing.read(&mut bytes, layout.bat_offset)?;
+        let table: Vec<u32> = bat::decode(&bytes).collect();
+        drop(bytes);
+        let used_end = layout
+            .check_entries(&table, found.data_end)
+            .map_err(Refusal::Corrupt)?;
+        #[cfg(test)]
+        let backing = backing.forgetting_failed_syncs(tuning.is(Mutant::TrustNextSync));
+        let disk = Dynamic {
+            layout,
+            footer_bytes: found.footer_bytes,
+            read_only,
+            tuning,
+            map: table.iter().map(|&entry| AtomicU32::new(entry)).collect(),
+            marks: table.iter().map(|_| AtomicU8::new(0)).collect(),
+            stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),
+            allocation: Mutex::new(Allocation::new(table, used_end, found.data_end)),
+            bitmaps: Mutex::new(Bitmaps::new(tuning.bitmap_cache)),
+            commits: GroupCommit::default(),
+            backing,
+        };
+        if !read_only {
+            disk.restore_footers(found)?;
+        }
+        Ok(disk)
+    }
+
+    fn restore_footers(&self, found: &Recognised) -> Result<(), IoError> {
+        if found.head_is_lost {
+            self.backing.write(&self.footer_bytes, 0)?;
+            self.backing.sync()?;
+        }
+        if found.tail_is_lost {
+            self.trim(&mut self.allocation())?;
+        }
+        Ok(())
+    }
+
+    fn allocation(&self) -> MutexGuard<'_, Allocation> {
+        self.allocation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bitmaps(&self) -> MutexGuard<'_, Bitmaps> {
+        self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stripe(&self, block: u32) -> &RwLock<()> {
+        &self.stripes[block as usize % STRIPES]
+    }
+
+    fn share(&self, block: u32) -> RwLockReadGuard<'_, ()> {
+        self.stripe(block)
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seize(&self, block: u32) -> RwLockWriteGuard<'_, ()> {
+        self.stripe(block)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry(&self, block: u32) -> u32 {
+        self.map[block as usize].load(Ordering::SeqCst)
+    }
+
+    fn mark(&self, block: u32) -> &AtomicU8 {
+        &self.marks[block as usize]
+    }
+
+    fn has_mark(&self, block: u32, mark: u8) -> bool {
+        self.mark(block).load(Ordering::SeqCst) & mark != 0
+    }
+
+    /// Splits a request that lies within the disk at the borders of blocks.
+    fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = Piece> + use<> {
+        let block_size = u64::from(self.layout.block_size);
+        let mut done = 0;
+        std::iter::from_fn(move || {
+            let within = (offset + done) % block_size;
+            let piece = (len - done).min(block_size - within);
+            let block = (offset + done) / block_size;
+            let start = done as usize;
+            done += piece;
+            // Blocks are numbered by the 32-bit count of the table's entries.
+            (piece > 0).then(|| Piece {
+                block: block as u32,
+                within,
+                span: start..start + piece as usize,
+            })
+        })
+    }
+
+    /// Refuses what may not be written, before anything is.
+    fn admit(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        check_range(offset, len, self.layout.size)?;
+        if self.read_only {
+            return Err(IoError::ReadOnly);
+        }
+        self.backing.may_write().map(drop)
+    }
+
+    /// The bitmap of an allocated block; `None` when all its bits are set.
+    /// Hold the block's stripe.
+    fn bitmap(&self, block: u32, entry: u32) -> Result<Option<Arc<Bitmap>>, IoError> {
+        if self.has_mark(block, FULL) {
+            return Ok(None);
+        }
+        if let Some(bitmap) = self.bitmaps().get(block) {
+            return Ok(Some(bitmap));
+        }
+        let mut bytes = vec![0; self.layout.bitmap_len() as usize];
+        self.backing.read(&mut bytes, self.layout.region(entry))?;
+        let bitmap = Bitmap::new(bytes, self.layout.block_sectors());
+        if bitmap.is_full() {
+            self.mark(block).fetch_or(FULL, Ordering::SeqCst);
+            return Ok(None);
+        }
+        Ok(Some(self.bitmaps().insert(block, entry, bitmap)))
+    }
+
+    /// Reads a piece while the block's stripe is held.
+    fn read_piece(&self, piece: &Piece, buf: &mut [u8]) -> Result<(), IoError> {
+        let entry = self.entry(piece.block);
+        if entry == UNALLOCATED {
+            buf.fill(0);
+            return Ok(());
+        }
+        let data = self.layout.data(entry);
+        let Some(bitmap) = self.bitmap(piece.block, entry)? else {
+            return self.backing.read(buf, data + piece.within);
+        };
+        let mut sectors = piece.sectors();
+        while let Some((set, end)) = bitmap.run(sectors.clone()) {
+            let from = (u64::from(sectors.start) * SECTOR).max(piece.within);
+            let to = (u64::from(end) * SECTOR).min(piece.within + piece.len());
+            let part = &mut buf[(from - piece.within) as usize..(to - piece.within) as usize];
+            if set {
+                self.backing.read(part, data + from)?;
+            } else {
+                part.fill(0);
+            }
+            sectors.start = end;
+        }
+        Ok(())
+    }
+
+    fn write_piece(&self, piece: &Piece, buf: &[u8]) -> Result<(), IoError> {
+        let shared = self.share(piece.block);
+        let mut entry = self.entry(piece.block);
+        if entry == UNALLOCATED {
+            entry = self.reserve(piece.block)?;
+        } else if let Some(bitmap) = self.bitmap(piece.block, entry)?
+            && !bitmap.all_set(piece.sectors())
+        {
+            drop(shared);
+            return self.write_clear_sectors(piece, buf);
+        }
+        let result = self
+            .backing
+            .write(buf, self.layout.data(entry) + piece.within);
+        self.settle_write(piece.block, result.is_ok(), shared);
+        result
+    }
+
+    /// Notes the outcome of a write: a fresh reservation is kept by the first
+    /// success, and given back by a failure before any.
+    fn settle_write(&self, block: u32, success: bool, shared: RwLockReadGuard<'_, ()>) {
+        if !self.has_mark(block, FRESH) {
+            return;
+        }
+        if success {
+            self.mark(block).fetch_and(!FRESH, Ordering::SeqCst);
+        } else {
+            drop(shared);
+            let _seized = self.seize(block);
+            // Others may have written to it meanwhile.
+            if self.has_mark(block, FRESH) {
+                self.take_region(block);
+            }
+        }
+    }
+
+    /// Writes to a block some sectors of which are marked as never written.
+    /// What the file holds there is not to be seen, so sectors are written as
+    /// a whole, and their bits set only once that is done.
+    fn write_clear_sectors(&self, piece: &Piece, buf: &[u8]) -> Result<(), IoError> {
+        let seized = self.seize(piece.block);
+        let entry = self.entry(piece.block);
+        let bitmap = if entry == UNALLOCATED {
+            None
+        } else {
+            self.bitmap(piece.block, entry)?
+        };
+        let Some(bitmap) = bitmap else {
+            // Discarded or filled meanwhile.
+            drop(seized);
+            return self.write_piece(piece, buf);
+        };
+        let sectors = piece.sectors();
+        let from = u64::from(sectors.start) * SECTOR;
+        let to = u64::from(sectors.end) * SECTOR;
+        let whole = Piece {
+            block: piece.block,
+            within: from,
+            span: 0..(to - from) as usize,
+        };
+        let mut padded = vec![0; whole.span.len()];
+        self.read_piece(&whole, &mut padded)?;
+        let start = (piece.within - from) as usize;
+        padded[start..start + buf.len()].copy_from_slice(buf);
+        if self.tuning.is(Mutant::BitmapBeforeData) {
+            let mut bitmap = Bitmap::clone(&bitmap);
+            bitmap.set(sectors.clone());
+            self.backing
+                .write(bitmap.bytes(), self.layout.region(entry))?;
+        }
+        self.backing
+            .write(&padded, self.layout.data(entry) + from)?;
+        self.bitmaps().set(piece.block, entry, bitmap, sectors);
+        Ok(())
+    }
+
+    /// Makes a piece of a block read as zeros and keeps its region.
+    fn zero_piece(&self, piece: &Piece) -> Result<(), IoError> {
+        let _shared = self.share(piece.block);
+        let entry = self.entry(piece.block);
+        if entry == UNALLOCATED {
+            return Ok(());
+        }
+        // Sectors whose bits are clear are zero already; what the file holds
+        // there may as well become zero.
+        let result = self.backing.zero(
+            self.layout.data(entry) + piece.within,
+            piece.len(),
+            Space::Release,
+        );
+        if result.is_ok() {
+            self.mark(piece.block).fetch_and(!FRESH, Ordering::SeqCst);
+        }
+        result
+    }
+
+    /// Whether a piece covers all of its block that belongs to the disk.
+    fn is_whole(&self, piece: &Piece) -> bool {
+        let block_start = u64::from(piece.block) * u64::from(self.layout.block_size);
+        let visible = (self.layout.size - block_start).min(self.layout.block_size.into());
+        piece.within == 0 && piece.len() == visible
+    }
+}
+
+impl BlockDevice for Dynamic {
+    fn size(&self) -> u64 {
+        self.layout.size
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), IoError> {
+        check_range(offset, buf.len() as u64, self.layout.size)?;
+        for piece in self.pieces(offset, buf.len() as u64) {
+            let _shared = self.share(piece.block);
+            let span = piece.span.clone();
+            self.read_piece(&piece, &mut buf[span])?;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), IoError> {
+        self.admit(offset, buf.len() as u64)?;
+        for piece in self.pieces(offset, buf.len() as u64) {
+            let span = piece.span.clone();
+            self.write_piece(&piece, &buf[span])?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), IoError> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.backing.may_write().map(drop)?;
+        self.commits.join(|| self.commit())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.admit(offset, len)?;
+        for piece in self.pieces(offset, len) {
+            if self.is_whole(&piece) {
+                let _seized = self.seize(piece.block);
+                self.take_region(piece.block);
+            } else {
+                self.zero_piece(&piece)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.admit(offset, len)?;
+        self.pieces(offset, len)
+            .try_for_each(|piece| self.zero_piece(&piece))
+    }
+
+    fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError> {
+        check_range(offset, len, self.layout.size)?;
+        let mut extents = Extents::new(offset);
+        for piece in self.pieces(offset, len) {
+            if extents.is_full() {
+                break;
+            }
+            let _shared = self.share(piece.block);
+            let entry = self.entry(piece.block);
+            let start = offset + piece.span.start as u64;
+            if entry == UNALLOCATED {
+                extents.push(start + piece.len(), ExtentKind::Hole);
+                continue;
+            }
+            let bitmap = self.bitmap(piece.block, entry)?;
+            let mut sectors = piece.sectors();
+            let block_start = start - piece.within;
+            let data = self.layout.data(entry);
+            loop {
+                let run = match &bitmap {
+                    None if sectors.is_empty() => None,
+                    None => Some((true, sectors.end)),
+                    Some(bitmap) => bitmap.run(sectors.clone()),
+                };
+                let Some((set, end)) = run else { break };
+                let from = (u64::from(sectors.start) * SECTOR).max(piece.within);
+                let to = (u64::from(end) * SECTOR).min(piece.within + piece.len());
+                let range = block_start + from..block_start + to;
+                if set {
+                    extents.push_file(&self.backing, data + from, range, ExtentKind::Zero)?;
+                } else {
+                    extents.push(range.end, ExtentKind::Zero);
+                }
+                sectors.start = end;
+            }
+        }
+        Ok(extents.finish())
+    }
+}
+
+impl Image for Dynamic {
+    fn put_away(&self) -> Result<(), IoError> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.flush()?;
+        self.release_slack()
+    }
+}

@@ -1,0 +1,134 @@
+//! Disks over a storage, whatever that is: reading what a file claims to be,
+//! and serving it.
+
+mod dynamic;
+mod extents;
+mod fixed;
+mod format_new;
+mod recognise;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod open_tests;
+#[cfg(test)]
+pub(crate) mod random;
+#[cfg(test)]
+mod sample;
+
+pub(crate) use dynamic::Dynamic;
+pub(crate) use fixed::Fixed;
+pub(crate) use format_new::{format_new, formatted_len};
+pub(crate) use recognise::{Recognised, recognise};
+
+use crate::block::{BlockDevice, IoError};
+use crate::format::DiskType;
+use crate::storage::Backing;
+
+/// Why bytes were not opened as a disk.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// A VHD, but damaged: what was found.
+    Corrupt(String),
+    /// Nothing that we open: what it is, and what to do.
+    Unsupported(String),
+    /// The file can't be read or written.
+    Io(IoError),
+}
+
+impl From<IoError> for Refusal {
+    fn from(error: IoError) -> Refusal {
+        Refusal::Io(error)
+    }
+}
+
+/// Numbers that tests make smaller, and the faults they put into the write
+/// path to see that a crash test notices.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tuning {
+    /// By how many bytes a dynamic disk's file grows at least.
+    pub(crate) growth: u64,
+    /// How many bytes of clean bitmaps are kept in memory.
+    pub(crate) bitmap_cache: usize,
+    #[cfg(test)]
+    pub(crate) mutant: Option<Mutant>,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            growth: 64 << 20,
+            bitmap_cache: 32 << 20,
+            #[cfg(test)]
+            mutant: None,
+        }
+    }
+}
+
+impl Tuning {
+    #[cfg(test)]
+    fn is(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    #[cfg(not(test))]
+    fn is(&self, _: Mutant) -> bool {
+        false
+    }
+}
+
+/// A deliberate fault of the write path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mutant {
+    /// A flush writes metadata without syncing the data before.
+    SkipDataSync,
+    /// A flush is acknowledged before the metadata is synced.
+    SkipMetadataSync,
+    /// A flush writes the table before it syncs the data.
+    TableBeforeData,
+    /// Opening looks at the end of the file only.
+    ForgetHeadCopy,
+    /// A freed region is given to another block before its entry is cleared
+    /// durably.
+    ReuseBeforeDurable,
+    /// A freed region is reused with its old data in it.
+    ReuseUnpunched,
+    /// Bits of a bitmap go to disk before the data they stand for.
+    BitmapBeforeData,
+    /// Space left behind by a crash is taken for zeros.
+    TrustSlack,
+    /// A reservation whose first write failed is forgotten, but not its
+    /// entry in memory.
+    KeepFailedReservation,
+    /// After a failed sync the next one is believed.
+    #[cfg(test)]
+    TrustNextSync,
+}
+
+/// Opens what `backing` holds. A writable open repairs what a crash may have
+/// left: a lost copy of the footer. Nothing else is changed.
+pub(crate) fn open(
+    backing: Backing,
+    read_only: bool,
+    tuning: Tuning,
+) -> Result<(Box<dyn Image>, DiskType), Refusal> {
+    let found = recognise(&backing, tuning)?;
+    Ok(match found.disk_type {
+        DiskType::Fixed => (
+            Box::new(Fixed::new(backing, &found, read_only)),
+            DiskType::Fixed,
+        ),
+        DiskType::Dynamic => (
+            Box::new(Dynamic::load(backing, &found, read_only, tuning)?),
+            DiskType::Dynamic,
+        ),
+    })
+}
+
+/// A disk that can be put away in order.
+pub(crate) trait Image: BlockDevice {
+    /// Flushes, and gives back what was reserved for growth.
+    fn put_away(&self) -> Result<(), IoError>;
+}

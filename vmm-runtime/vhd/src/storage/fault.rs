@@ -1,0 +1,287 @@
+//! A file that logs what is done to it, fails when told to, and can be shown
+//! as it may be after a crash at any point of the log.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::{Space, Storage};
+use crate::image::random::Random;
+
+const SECTOR: usize = 512;
+
+/// What was done to the file.
+#[derive(Debug, Clone)]
+pub(crate) enum Op {
+    Write {
+        offset: u64,
+        bytes: Arc<[u8]>,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+    },
+    SetLen(u64),
+    Sync,
+    /// A sync that failed: which of the operations before it got to disk is
+    /// decided by the seed, and the others never will.
+    FailedSync(u64),
+}
+
+/// Which call fails, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Io,
+    NoSpace,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// As the running system sees it.
+    current: Vec<u8>,
+    log: Vec<Op>,
+    /// Calls so far that change something.
+    calls: u64,
+    faults: BTreeMap<u64, Fault>,
+}
+
+/// A handle to such a file. Clones are handles to the same one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FaultStorage(Arc<Mutex<State>>);
+
+impl FaultStorage {
+    /// A file with durable content. `faults`: the numbers of the calls that
+    /// fail.
+    pub(crate) fn new(bytes: Vec<u8>, faults: BTreeMap<u64, Fault>) -> FaultStorage {
+        FaultStorage(Arc::new(Mutex::new(State {
+            current: bytes,
+            log: Vec::new(),
+            calls: 0,
+            faults,
+        })))
+    }
+
+    /// How many operations were logged.
+    pub(crate) fn position(&self) -> usize {
+        self.state().log.len()
+    }
+
+    /// The log so far.
+    pub(crate) fn log(&self) -> Vec<Op> {
+        self.state().log.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn change(&self, op: Op) -> io::Result<()> {
+        let mut state = self.state();
+        let call = state.calls;
+        state.calls += 1;
+        let fault = state.faults.get(&call).copied();
+        let (op, result) = match (op, fault) {
+            (op, None) => (Some(op), Ok(())),
+            (Op::Sync, Some(fault)) => (Some(Op::FailedSync(call)), Err(error(fault))),
+            // The first half gets there, to the end of a sector.
+            (Op::Write { offset, bytes }, Some(fault)) => {
+                let end = (offset as usize + bytes.len() / 2).next_multiple_of(SECTOR);
+                let bytes = bytes.get(..end - offset as usize).map(Arc::from);
+                (
+                    bytes.map(|bytes| Op::Write { offset, bytes }),
+                    Err(error(fault)),
+                )
+            }
+            (_, Some(fault)) => (None, Err(error(fault))),
+        };
+        if let Some(op) = op {
+            apply(&mut state.current, &op, |_| true);
+            let logged = whole_sectors(&state.current, op);
+            state.log.push(logged);
+        }
+        result
+    }
+}
+
+/// A change as it goes to disk: sectors as a whole, with what else they hold
+/// in the page cache at that time.
+fn whole_sectors(current: &[u8], op: Op) -> Op {
+    let (offset, len) = match &op {
+        Op::Write { offset, bytes } => (*offset as usize, bytes.len()),
+        Op::Zero { offset, len } => (*offset as usize, *len as usize),
+        _ => return op,
+    };
+    if offset % SECTOR == 0 && len % SECTOR == 0 {
+        return op;
+    }
+    let start = offset / SECTOR * SECTOR;
+    let end = (offset + len).next_multiple_of(SECTOR).min(current.len());
+    Op::Write {
+        offset: start as u64,
+        bytes: current[start..end].into(),
+    }
+}
+
+fn error(fault: Fault) -> io::Error {
+    io::Error::from_raw_os_error(match fault {
+        Fault::Io => libc::EIO,
+        Fault::NoSpace => libc::ENOSPC,
+    })
+}
+
+impl Storage for FaultStorage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state().current.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let state = self.state();
+        let found = state
+            .current
+            .get(offset as usize..offset as usize + buf.len());
+        buf.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.change(Op::Write {
+            offset,
+            bytes: buf.into(),
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.change(Op::Sync)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(Op::SetLen(len))
+    }
+
+    fn zero(&self, offset: u64, len: u64, _space: Space) -> io::Result<()> {
+        self.change(Op::Zero { offset, len })
+    }
+
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        Ok((!range.is_empty()).then_some(range))
+    }
+}
+
+/// Applies those sectors of an operation that `select` wants, by their number
+/// in the file.
+fn apply(file: &mut Vec<u8>, op: &Op, mut select: impl FnMut(usize) -> bool) {
+    let (offset, len) = match op {
+        Op::Write { offset, bytes } => (*offset as usize, bytes.len()),
+        // Does not make the file longer.
+        Op::Zero { offset, len } => (
+            *offset as usize,
+            (*len as usize).min(file.len().saturating_sub(*offset as usize)),
+        ),
+        Op::SetLen(len) => {
+            if select(0) {
+                file.resize(*len as usize, 0);
+            }
+            return;
+        }
+        Op::Sync | Op::FailedSync(_) => return,
+    };
+    let mut at = offset;
+    while at < offset + len {
+        let end = ((at / SECTOR + 1) * SECTOR).min(offset + len);
+        if select(at / SECTOR) {
+            if file.len() < end {
+                file.resize(end, 0);
+            }
+            match op {
+                Op::Write { bytes, .. } => {
+                    file[at..end].copy_from_slice(&bytes[at - offset..end - offset])
+                }
+                _ => file[at..end].fill(0),
+            }
+        }
+        at = end;
+    }
+}
+
+/// Shows the file as it may be after a crash, for points of the log that
+/// follow on each other.
+pub(crate) struct Crashes<'a> {
+    log: &'a [Op],
+    durable: Vec<u8>,
+    /// Operations that no sync covers yet.
+    unsynced: Range<usize>,
+}
+
+impl<'a> Crashes<'a> {
+    pub(crate) fn new(base: Vec<u8>, log: &'a [Op]) -> Crashes<'a> {
+        Crashes {
+            log,
+            durable: base,
+            unsynced: 0..0,
+        }
+    }
+
+    /// The file after a crash when `point` operations had been issued: what
+    /// was synced, and some of what was not.
+    pub(crate) fn at(&mut self, point: usize, random: &mut Random) -> Vec<u8> {
+        assert!(point >= self.unsynced.end);
+        for (index, op) in self
+            .log
+            .iter()
+            .enumerate()
+            .take(point)
+            .skip(self.unsynced.end)
+        {
+            match op {
+                Op::Sync => {
+                    for op in &self.log[self.unsynced.start..index] {
+                        apply(&mut self.durable, op, |_| true);
+                    }
+                    self.unsynced.start = index + 1;
+                }
+                Op::FailedSync(seed) => {
+                    let before = &self.log[self.unsynced.start..index];
+                    apply_some(&mut self.durable, before, &mut Random::new(*seed));
+                    self.unsynced.start = index + 1;
+                }
+                _ => {}
+            }
+        }
+        self.unsynced.end = point;
+        let mut file = self.durable.clone();
+        apply_some(&mut file, &self.log[self.unsynced.clone()], random);
+        file
+    }
+}
+
+/// Applies a random part of operations: of all sectors, of whole operations,
+/// all but one operation, or one alone.
+fn apply_some(file: &mut Vec<u8>, ops: &[Op], random: &mut Random) {
+    let mode = random.below(6);
+    let chosen = random.below(ops.len().max(1) as u64) as usize;
+    for (index, op) in ops.iter().enumerate() {
+        let whole = match mode {
+            0 => true,
+            1 => false,
+            2 => random.below(2) == 0,
+            3 => index != chosen,
+            4 => index == chosen,
+            _ => {
+                apply(file, op, |_| random.below(2) == 0);
+                continue;
+            }
+        };
+        apply(file, op, |_| whole);
+        // The file's length may be there without its data.
+        if !whole
+            && let Op::Write { offset, bytes } = op
+            && random.below(2) == 0
+        {
+            let end = *offset as usize + bytes.len();
+            if file.len() < end {
+                file.resize(end, 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! The file below a disk, as few operations as a disk needs. A trait, so that
+//! tests can put a file there that fails and loses what was not synced.
+
+mod backing;
+#[cfg(test)]
+pub(crate) mod fault;
+mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod memory;
+
+pub(crate) use backing::Backing;
+pub(crate) use file::{FileStorage, next_data};
+
+use std::io;
+use std::ops::Range;
+
+/// A file. Requests may come from many threads at once.
+pub(crate) trait Storage: Send + Sync {
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Fills `buf`. An end of the file before that is an error.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf`, making the file longer when it ends past its end.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes completed writes durable, and the length they need.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Sets the length; durable after the next sync.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Makes a range within the file read as zeros, as durable as a write.
+    /// [`io::ErrorKind::Unsupported`] where the file system has no such call.
+    fn zero(&self, offset: u64, len: u64, space: Space) -> io::Result<()>;
+
+    /// The first run of bytes in `range` that may be other than zero.
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>>;
+}
+
+/// What becomes of the space below zeroed bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Space {
+    /// It goes back to the file system.
+    Release,
+    /// It stays reserved for the file.
+    Keep,
+}
