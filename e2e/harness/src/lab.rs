@@ -32,6 +32,11 @@ pub struct LabOptions {
     pub directory: Option<PathBuf>,
     /// Seconds to wait for readiness.
     pub timeout_seconds: u64,
+    /// Folder of paddock-operator, paddock-agent and paddock-vmm; `None`: that of `paddock-lab`.
+    pub programs: Option<PathBuf>,
+    /// The program `paddock-lab`; `None`: `$PADDOCK_LAB`, else next to the test's own executable or one folder above, as Cargo
+    /// puts it.
+    pub program: Option<PathBuf>,
     /// Further arguments of `paddock-lab up`.
     pub arguments: Vec<String>,
 }
@@ -48,6 +53,8 @@ impl Default for LabOptions {
             operator: true,
             directory: None,
             timeout_seconds: 120,
+            programs: None,
+            program: None,
             arguments: Vec::new(),
         }
     }
@@ -57,6 +64,7 @@ impl Default for LabOptions {
 #[derive(Debug)]
 pub struct Lab {
     program: PathBuf,
+    programs: Option<PathBuf>,
     folder: LabFolder,
     /// The temporary folder around the lab's.
     _temporary: Option<tempfile::TempDir>,
@@ -66,10 +74,11 @@ pub struct Lab {
 impl Lab {
     /// Starts a lab and waits until all of it is ready; an error names what is not, with the last lines of the logs, and leaves
     /// nothing behind.
-    ///
-    /// The program `paddock-lab` is `$PADDOCK_LAB`, or lies next to the test's own executable or one folder above, as Cargo puts it.
     pub fn start(options: &LabOptions) -> Result<Self> {
-        let program = find_program()?;
+        let program = match &options.program {
+            Some(program) => program.clone(),
+            None => find_program()?,
+        };
         let (folder, temporary) = match &options.directory {
             Some(directory) => (LabFolder::new(directory)?, None),
             None => {
@@ -85,24 +94,13 @@ impl Lab {
         };
         // From here on dropping it cleans up.
         let lab = Self {
+            programs: options.programs.clone(),
             program,
             folder,
             _temporary: temporary,
             over: false,
         };
-        let output = lab
-            .command("up")
-            .args(arguments(options))
-            .output()
-            .context("paddock-lab up")?;
-        if !output.status.success() {
-            bail!(
-                "paddock-lab up: {}\n{}\nLogs:\n{}",
-                output.status,
-                text_of(&output),
-                lab.logs(30)
-            );
-        }
+        lab.up_again(options)?;
         Ok(lab)
     }
 
@@ -176,14 +174,38 @@ impl Lab {
         }
     }
 
+    /// Starts what is missing, as a second `paddock-lab up` with these options does.
+    pub fn up_again(&self, options: &LabOptions) -> Result<()> {
+        let output = self
+            .command("up")
+            .args(arguments(options))
+            .output()
+            .context("paddock-lab up")?;
+        if !output.status.success() {
+            bail!(
+                "paddock-lab up: {}\n{}\nLogs:\n{}",
+                output.status,
+                text_of(&output),
+                self.logs(30)
+            );
+        }
+        Ok(())
+    }
+
     /// Ends it; unlike dropping, says what went wrong.
     pub fn down(mut self) -> Result<()> {
         self.over = true;
         start::down(&self.folder, &mut |_| {})
     }
 
-    fn command(&self, subcommand: &str) -> Command {
+    /// A command line of `paddock-lab` about this lab, to be completed.
+    pub fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.program);
+        command.envs(
+            self.programs
+                .iter()
+                .map(|folder| ("PADDOCK_BIN_DIR", folder)),
+        );
         command.arg(subcommand).arg("--dir").arg(self.folder.path());
         command
     }
