@@ -10,7 +10,17 @@
 
 pub mod accelerator;
 pub mod api;
+mod bounded_log;
 pub mod client;
 pub mod config;
+mod console;
+mod disks;
 pub mod identity;
+pub mod lifecycle;
 pub mod nbd;
+mod qemu;
+pub mod qmp;
+mod resources;
+pub mod run_directory;
+mod server;
+pub mod supervisor;
