@@ -159,6 +159,9 @@ pub struct HostStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub out_of_service_token: Option<String>,
+    /// The host epoch below which that token ended every machine and attachment of this host. Written by the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_service_epoch: Option<i64>,
     /// What the machine has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,

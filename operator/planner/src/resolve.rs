@@ -1,0 +1,637 @@
+//! A machine's spec with every reference looked up.
+//!
+//! What can never work, what is missing and what is not there yet come back as [`Refusal`]s, all of them at once.
+
+use crate::{
+    address::{AddressClaims, MAC_ATTEMPTS, Mac, MacClaims, Source, derived_mac},
+    identity::{ObjectKey, deleting, digest, hex, hostname, machine_uuid, name, uid},
+    placement::{DiskNeed, DiskPlace, Need},
+    refusal::{Refusal, reason},
+    subnet::{self, Segment},
+};
+use k8s_openapi::jiff::Timestamp;
+use paddock_crds::{
+    VirtualHardDisk, VirtualMachine, VirtualNetwork,
+    network::{DhcpMode, NetworkType},
+    reference::{PoolFile, condition},
+    virtual_hard_disk::{DiskState, OwnerKind},
+    virtual_machine::{AdapterModel, AssignedAdapter, Bus},
+    virtual_machine_instance::{
+        InstanceAdapter, InstanceConfig, InstanceDhcp, InstanceDisk, InstanceKernel,
+        InstanceNetwork,
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+/// The largest disk on an IDE bus, 127 GiB: what Virtual Server and the VHD format's geometry allow there.
+pub const IDE_LIMIT_BYTES: i64 = 127 << 30;
+
+/// What a machine's references lead to.
+#[derive(Debug)]
+pub struct References<'a> {
+    /// VirtualHardDisks of its namespace by name; those that exist.
+    pub disks: &'a BTreeMap<String, Arc<VirtualHardDisk>>,
+    /// Disks that another machine's plan is just taking.
+    pub taken: &'a BTreeMap<String, ObjectKey>,
+    /// VirtualNetworks of its namespace by name; those that exist.
+    pub networks: &'a BTreeMap<String, Arc<VirtualNetwork>>,
+    /// Every hold on a MAC address.
+    pub macs: &'a MacClaims,
+    /// Every hold on an IP address.
+    pub addresses: &'a AddressClaims,
+    /// The adapters of its instance, if there is one: they are kept before what the status says.
+    pub current: &'a [InstanceAdapter],
+}
+
+/// A disk of a machine, looked up.
+#[derive(Clone, Debug)]
+pub struct ResolvedDisk {
+    /// Name within the machine.
+    pub name: String,
+    /// The VirtualHardDisk.
+    pub disk: Arc<VirtualHardDisk>,
+    /// The bus.
+    pub bus: Bus,
+    /// Controller on the bus.
+    pub controller: i32,
+    /// Place on the controller.
+    pub unit: i32,
+}
+
+/// A machine with every reference looked up.
+#[derive(Clone, Debug, Default)]
+pub struct Resolved {
+    /// Disks in order, those that exist.
+    pub disks: Vec<ResolvedDisk>,
+    /// Adapters in order.
+    pub adapters: Vec<InstanceAdapter>,
+    /// What the status says of them.
+    pub assigned: Vec<AssignedAdapter>,
+    /// Why it cannot start yet for want of a disk's file. A host may be chosen, so that the file can be made.
+    pub waits: Vec<Refusal>,
+    /// Why it cannot start.
+    pub refusals: Vec<Refusal>,
+    uplinks: Vec<String>,
+}
+
+/// Looks every reference of a machine up.
+#[must_use]
+pub fn resolve(vm: &VirtualMachine, references: &References<'_>) -> Resolved {
+    let mut resolved = Resolved::default();
+    disks(vm, references, &mut resolved);
+    adapters(vm, references, &mut resolved);
+    resolved
+}
+
+fn disks(vm: &VirtualMachine, references: &References<'_>, resolved: &mut Resolved) {
+    let key = ObjectKey::of(&vm.metadata);
+    let mut seen = BTreeMap::new();
+    let mut used: BTreeMap<&'static str, i32> = BTreeMap::new();
+    for disk in &vm.spec.disks {
+        let target = &disk.virtual_hard_disk_ref.name;
+        let index = used.entry(bus_name(disk.bus)).or_default();
+        let place = place_on_bus(disk.bus, *index);
+        *index += 1;
+        let Some((controller, unit)) = place else {
+            resolved.refusals.push(Refusal::wrong(
+                reason::TOO_MANY_DISKS,
+                format!(
+                    "disk \"{}\": {} holds at most {} disks; move it to another bus",
+                    disk.name,
+                    bus_name(disk.bus),
+                    bus_capacity(disk.bus)
+                ),
+            ));
+            continue;
+        };
+        if let Some(first) = seen.insert(target.clone(), disk.name.clone()) {
+            resolved.refusals.push(Refusal::wrong(
+                reason::DUPLICATE_DISK,
+                format!(
+                    "disks \"{first}\" and \"{}\" both name VirtualHardDisk \"{target}\"; a disk can be attached once",
+                    disk.name
+                ),
+            ));
+            continue;
+        }
+        let Some(found) = references.disks.get(target) else {
+            resolved.refusals.push(Refusal::waits(
+                reason::VIRTUAL_HARD_DISK_NOT_FOUND,
+                format!(
+                    "disk \"{}\": there is no VirtualHardDisk \"{target}\" in namespace \"{}\"",
+                    disk.name, key.namespace
+                ),
+            ));
+            continue;
+        };
+        if let Some(refusal) = disk_refusal(vm, disk.bus, &disk.name, found, references) {
+            resolved.refusals.push(refusal);
+        } else if let Some(wait) = not_ready(&disk.name, found) {
+            resolved.waits.push(wait);
+        }
+        resolved.disks.push(ResolvedDisk {
+            name: disk.name.clone(),
+            disk: found.clone(),
+            bus: disk.bus,
+            controller,
+            unit,
+        });
+    }
+}
+
+fn bus_name(bus: Bus) -> &'static str {
+    match bus {
+        Bus::Ide => "IDE",
+        Bus::Scsi => "SCSI",
+        Bus::Virtio => "Virtio",
+    }
+}
+
+fn bus_capacity(bus: Bus) -> i32 {
+    match bus {
+        Bus::Ide => 4,
+        Bus::Scsi => 28,
+        Bus::Virtio => 16,
+    }
+}
+
+/// Controller and unit of the `index`-th disk on a bus: IDE has two channels of two, SCSI four controllers of
+/// seven (the eighth address is the controller's own), Virtio sixteen in a row.
+fn place_on_bus(bus: Bus, index: i32) -> Option<(i32, i32)> {
+    if index >= bus_capacity(bus) {
+        return None;
+    }
+    Some(match bus {
+        Bus::Ide => (index / 2, index % 2),
+        Bus::Scsi => (index / 7, index % 7),
+        Bus::Virtio => (0, index),
+    })
+}
+
+fn disk_refusal(
+    vm: &VirtualMachine,
+    bus: Bus,
+    name_in_machine: &str,
+    disk: &VirtualHardDisk,
+    references: &References<'_>,
+) -> Option<Refusal> {
+    let target = name(&disk.metadata);
+    let status = disk.status.as_ref();
+    if deleting(&disk.metadata) && !attached_to(disk, uid(&vm.metadata)) {
+        return Some(Refusal::waits(
+            reason::VIRTUAL_HARD_DISK_NOT_READY,
+            format!("disk \"{name_in_machine}\": VirtualHardDisk \"{target}\" is being deleted"),
+        ));
+    }
+    let size = status.and_then(|s| s.size_bytes).or_else(|| {
+        let size = disk.spec.size.as_ref()?;
+        i64::try_from(size.bytes()).ok()
+    });
+    if let Some(size) = size.filter(|s| bus == Bus::Ide && *s > IDE_LIMIT_BYTES) {
+        return Some(Refusal::wrong(
+            reason::DISK_TOO_LARGE_FOR_BUS,
+            format!(
+                "disk \"{name_in_machine}\": VirtualHardDisk \"{target}\" has {size} bytes, an IDE disk at most {IDE_LIMIT_BYTES} (127 GiB); set its bus to SCSI or Virtio",
+            ),
+        ));
+    }
+    let attachment = status.and_then(|s| s.attachment.as_ref());
+    if let Some(attachment) = attachment
+        && attachment.owner.uid != uid(&vm.metadata)
+        && attachment.owner.kind == OwnerKind::VirtualMachine
+    {
+        return Some(Refusal::waits(
+            reason::DISK_IN_USE,
+            format!(
+                "disk \"{name_in_machine}\": VirtualHardDisk \"{target}\" is attached to VirtualMachine \"{}\" (uid {}) on host {}, until that host proves that its guest has ended; if the host is off for good, set spec.outOfService.token on Host \"{}\"",
+                attachment.owner.name, attachment.owner.uid, attachment.host, attachment.host
+            ),
+        ));
+    }
+    references.taken.get(target).map(|other| {
+        Refusal::waits(
+            reason::DISK_IN_USE,
+            format!(
+                "disk \"{name_in_machine}\": VirtualHardDisk \"{target}\" is being attached to VirtualMachine \"{}\"",
+                other.name
+            ),
+        )
+    })
+}
+
+/// Whether a disk is attached to the owner with this UID.
+#[must_use]
+pub fn attached_to(disk: &VirtualHardDisk, owner_uid: &str) -> bool {
+    disk.status
+        .as_ref()
+        .and_then(|s| s.attachment.as_ref())
+        .is_some_and(|a| a.owner.uid == owner_uid)
+}
+
+fn not_ready(name_in_machine: &str, disk: &VirtualHardDisk) -> Option<Refusal> {
+    let target = name(&disk.metadata);
+    let status = disk.status.as_ref();
+    let made = status.is_some_and(|s| {
+        s.file.is_some() && matches!(s.state, DiskState::Ready | DiskState::Attached)
+    });
+    let at_work = status
+        .and_then(|s| s.attachment.as_ref())
+        .is_some_and(|a| a.owner.kind == OwnerKind::VirtualHardDiskTask);
+    if made && !at_work {
+        return None;
+    }
+    let why = status
+        .and_then(|s| condition(&s.conditions, paddock_crds::names::condition::READY))
+        .map(|c| format!(" ({}: {})", c.reason, c.message))
+        .unwrap_or_default();
+    Some(Refusal::waits(
+        reason::VIRTUAL_HARD_DISK_NOT_READY,
+        format!("disk \"{name_in_machine}\": VirtualHardDisk \"{target}\" is not ready{why}"),
+    ))
+}
+
+fn adapters(vm: &VirtualMachine, references: &References<'_>, resolved: &mut Resolved) {
+    let mut macs = BTreeSet::new();
+    let mut addresses = BTreeSet::new();
+    for adapter in &vm.spec.network_adapters {
+        let mac = match mac(vm, adapter.name.as_str(), adapter.mac_address.as_deref(), references, &macs) {
+            Ok(mac) => mac,
+            Err(refusal) => {
+                resolved.refusals.push(refusal);
+                continue;
+            }
+        };
+        macs.insert(mac);
+        let network = match &adapter.virtual_network_ref {
+            None => None,
+            Some(reference) => match network(vm, &adapter.name, &reference.name, references) {
+                Ok(found) => Some(found),
+                Err(refusal) => {
+                    resolved.refusals.push(refusal);
+                    continue;
+                }
+            },
+        };
+        let address = match network
+            .as_ref()
+            .map(|(found, segment)| ip(vm, &adapter.name, found, segment, references, &addresses))
+        {
+            None => None,
+            Some(Ok(address)) => address,
+            Some(Err(refusal)) => {
+                resolved.refusals.push(refusal);
+                continue;
+            }
+        };
+        if let (Some((found, _)), Some(address)) = (&network, address) {
+            addresses.insert((name(&found.metadata).to_owned(), address));
+        }
+        resolved.assigned.push(AssignedAdapter {
+            name: adapter.name.clone(),
+            mac_address: mac.to_string(),
+            virtual_network: network.as_ref().map(|(n, _)| name(&n.metadata).to_owned()),
+            ip_address: address.map(|a| a.to_string()),
+        });
+        if let Some((found, _)) = &network
+            && let Some(uplink) = &found.spec.uplink
+        {
+            resolved.uplinks.push(uplink.clone());
+        }
+        resolved.adapters.push(InstanceAdapter {
+            name: adapter.name.clone(),
+            model: match adapter.model {
+                AdapterModel::Auto => AdapterModel::Virtio,
+                named => named,
+            },
+            mac_address: mac.to_string(),
+            ip_address: address.map(|a| a.to_string()),
+            network: network.map(|(found, segment)| instance_network(&found, &segment)),
+        });
+    }
+}
+
+/// When a machine's object was made.
+#[must_use]
+pub fn created(vm: &VirtualMachine) -> Option<Timestamp> {
+    vm.metadata.creation_timestamp.as_ref().map(|t| t.0)
+}
+
+fn mac(
+    vm: &VirtualMachine,
+    adapter: &str,
+    wanted: Option<&str>,
+    references: &References<'_>,
+    own: &BTreeSet<Mac>,
+) -> Result<Mac, Refusal> {
+    let key = ObjectKey::of(&vm.metadata);
+    if let Some(text) = wanted {
+        let mac: Mac = text.parse().map_err(|error| {
+            Refusal::wrong(
+                reason::INVALID_SPEC,
+                format!("adapter \"{adapter}\": macAddress {error}"),
+            )
+        })?;
+        let carried = references
+            .current
+            .iter()
+            .any(|a| a.name == adapter && a.mac_address.parse() == Ok(mac));
+        let source = if carried {
+            Source::Instance
+        } else {
+            Source::Spec
+        };
+        let mine = (source, created(vm), &key);
+        return match references.macs.strongest_other(&mac, &key) {
+            Some(other) if (other.source, other.created, &other.machine) < mine => {
+                Err(Refusal::wrong(
+                    reason::MAC_ADDRESS_IN_USE,
+                    format!(
+                        "adapter \"{adapter}\": macAddress {mac} is used by VirtualMachine \"{}\"; give this one another",
+                        other.machine
+                    ),
+                ))
+            }
+            _ => Ok(mac),
+        };
+    }
+    let attempts: Vec<Mac> = (0..MAC_ATTEMPTS)
+        .map(|attempt| derived_mac(uid(&vm.metadata), adapter, attempt))
+        .collect();
+    let kept = references
+        .current
+        .iter()
+        .find(|a| a.name == adapter)
+        .map(|a| (Source::Instance, a.mac_address.as_str()))
+        .into_iter()
+        .chain(
+            vm.status
+                .iter()
+                .flat_map(|s| &s.network_adapters)
+                .find(|a| a.name == adapter)
+                .map(|a| (Source::Status, a.mac_address.as_str())),
+        )
+        .filter_map(|(source, text)| Some((source, text.parse::<Mac>().ok()?)))
+        .find(|(source, mac)| {
+            attempts.contains(mac)
+                && !own.contains(mac)
+                && references
+                    .macs
+                    .strongest_other(mac, &key)
+                    .is_none_or(|o| (o.source, o.created, &o.machine) > (*source, created(vm), &key))
+        });
+    if let Some((_, mac)) = kept {
+        return Ok(mac);
+    }
+    attempts
+        .into_iter()
+        .find(|mac| !own.contains(mac) && references.macs.strongest_other(mac, &key).is_none())
+        .ok_or_else(|| {
+            Refusal::wrong(
+                reason::MAC_ADDRESS_IN_USE,
+                format!(
+                    "adapter \"{adapter}\": {MAC_ATTEMPTS} made MAC addresses are all in use; set its macAddress"
+                ),
+            )
+        })
+}
+
+fn network(
+    vm: &VirtualMachine,
+    adapter: &str,
+    target: &str,
+    references: &References<'_>,
+) -> Result<(Arc<VirtualNetwork>, Segment), Refusal> {
+    let Some(found) = references.networks.get(target) else {
+        return Err(Refusal::waits(
+            reason::VIRTUAL_NETWORK_NOT_FOUND,
+            format!(
+                "adapter \"{adapter}\": there is no VirtualNetwork \"{target}\" in namespace \"{}\"",
+                vm.metadata.namespace.as_deref().unwrap_or_default()
+            ),
+        ));
+    };
+    match subnet::parse(&found.spec) {
+        Ok(segment) => Ok((found.clone(), segment)),
+        Err(error) => Err(Refusal::waits(
+            reason::VIRTUAL_NETWORK_NOT_READY,
+            format!("adapter \"{adapter}\": VirtualNetwork \"{target}\": {error}"),
+        )),
+    }
+}
+
+fn ip(
+    vm: &VirtualMachine,
+    adapter: &str,
+    network: &VirtualNetwork,
+    segment: &Segment,
+    references: &References<'_>,
+    own: &BTreeSet<(String, Ipv4Addr)>,
+) -> Result<Option<Ipv4Addr>, Refusal> {
+    let Some(pool) = &segment.pool else {
+        return Ok(None);
+    };
+    let key = ObjectKey::of(&vm.metadata);
+    let target = name(&network.metadata);
+    let network_key = ObjectKey::new(&key.namespace, target);
+    let by_other = |address: Ipv4Addr| {
+        references
+            .addresses
+            .strongest_other(&(network_key.clone(), address), &key)
+    };
+    let network_uid = uid(&network.metadata);
+    let kept = references
+        .current
+        .iter()
+        .filter(|a| {
+            a.name == adapter && a.network.as_ref().is_some_and(|n| n.uid == network_uid)
+        })
+        .map(|a| (Source::Instance, a.ip_address.as_deref()))
+        .chain(
+            vm.status
+                .iter()
+                .flat_map(|s| &s.network_adapters)
+                .filter(|a| a.name == adapter && a.virtual_network.as_deref() == Some(target))
+                .map(|a| (Source::Status, a.ip_address.as_deref())),
+        )
+        .filter_map(|(source, text)| Some((source, text?.parse::<Ipv4Addr>().ok()?)))
+        .find(|(source, address)| {
+            pool.contains(*address)
+                && !own.contains(&(target.to_owned(), *address))
+                && by_other(*address).is_none_or(|o| {
+                    (o.source, o.created, &o.machine) > (*source, created(vm), &key)
+                })
+        });
+    if let Some((_, address)) = kept {
+        return Ok(Some(address));
+    }
+    pool.first_free(|address| {
+        own.contains(&(target.to_owned(), address)) || by_other(address).is_some()
+    })
+    .map(Some)
+    .ok_or_else(|| {
+        Refusal::waits(
+            reason::ADDRESSES_EXHAUSTED,
+            format!(
+                "adapter \"{adapter}\": all {} addresses of VirtualNetwork \"{target}\" are taken; delete machines or use a larger network",
+                pool.capacity()
+            ),
+        )
+    })
+}
+
+fn instance_network(network: &VirtualNetwork, segment: &Segment) -> InstanceNetwork {
+    let dhcp = &network.spec.dhcp;
+    InstanceNetwork {
+        uid: uid(&network.metadata).to_owned(),
+        name: ObjectKey::of(&network.metadata).to_string(),
+        network_type: network.spec.network_type,
+        uplink: network
+            .spec
+            .uplink
+            .clone()
+            .filter(|_| network.spec.network_type == NetworkType::External),
+        subnet: segment.subnet.map(|s| s.to_string()),
+        host_address: segment.host_address.map(|a| a.to_string()),
+        dhcp: (dhcp.mode == DhcpMode::Enabled).then(|| InstanceDhcp {
+            lease_seconds: dhcp.lease_seconds,
+            gateway: dhcp.gateway.clone(),
+            dns: dhcp.dns.clone(),
+        }),
+    }
+}
+
+/// The image pool that a disk's file still has to be made from.
+#[must_use]
+pub fn image_pool(disk: &VirtualHardDisk) -> Option<String> {
+    let made = disk.status.as_ref().is_some_and(|s| s.file.is_some());
+    disk.spec
+        .source
+        .as_ref()
+        .filter(|_| !made)
+        .map(|s| s.image.pool.clone())
+}
+
+impl Resolved {
+    /// What the machine asks of its host. `shared` tells whether a pool is shared by hosts.
+    #[must_use]
+    pub fn need(
+        &self,
+        vm: &VirtualMachine,
+        shared: impl Fn(&str) -> bool,
+        held_by: Option<String>,
+    ) -> Need {
+        let disks = self
+            .disks
+            .iter()
+            .map(|d| {
+                let status = d.disk.status.as_ref();
+                let pool = d.disk.spec.file.pool.clone();
+                let place = match status.and_then(|s| s.host.clone()) {
+                    Some(host) => DiskPlace::Bound(host),
+                    None if status.is_some_and(|s| s.file.is_some()) || shared(&pool) => {
+                        DiskPlace::Shared
+                    }
+                    None => DiskPlace::Unbound,
+                };
+                DiskNeed {
+                    name: name(&d.disk.metadata).to_owned(),
+                    pool,
+                    place,
+                    image_pool: image_pool(&d.disk),
+                }
+            })
+            .collect();
+        let kernel = vm.spec.boot.as_ref().and_then(|b| b.kernel.as_ref());
+        Need {
+            memory: crate::memory::need(vm.spec.memory.bytes()),
+            cores: vm.spec.cpu.cores,
+            acceleration: vm.spec.acceleration,
+            selector: vm.spec.host_selector.clone(),
+            disks,
+            image_pools: kernel.map(|k| k.pool.clone()).into_iter().collect(),
+            uplinks: self.uplinks.clone(),
+            last_host: vm.status.as_ref().and_then(|s| s.host.clone()),
+            held_by,
+        }
+    }
+
+    /// The machine as its host gets it. `disk_epoch` tells the epoch of each disk's attachment.
+    ///
+    /// `None` while a disk has no file: then there is nothing to start.
+    #[must_use]
+    pub fn config(
+        &self,
+        vm: &VirtualMachine,
+        disk_epoch: impl Fn(&VirtualHardDisk) -> i64,
+    ) -> Option<InstanceConfig> {
+        let disks = self
+            .disks
+            .iter()
+            .map(|d| {
+                let file = d.disk.status.as_ref()?.file.as_ref()?;
+                Some(InstanceDisk {
+                    name: d.name.clone(),
+                    virtual_hard_disk: name(&d.disk.metadata).to_owned(),
+                    file: PoolFile {
+                        pool: file.pool.clone(),
+                        path: file.path.clone(),
+                    },
+                    disk_epoch: disk_epoch(&d.disk),
+                    bus: d.bus,
+                    controller: d.controller,
+                    unit: d.unit,
+                })
+            })
+            .collect::<Option<Vec<_>>>()?;
+        Some(InstanceConfig {
+            disks,
+            network_adapters: self.adapters.clone(),
+            ..bare_config(vm)
+        })
+    }
+}
+
+/// The machine without disks and adapters.
+#[must_use]
+pub fn bare_config(vm: &VirtualMachine) -> InstanceConfig {
+    let kernel = vm.spec.boot.as_ref().and_then(|b| b.kernel.as_ref());
+    InstanceConfig {
+        uuid: machine_uuid(uid(&vm.metadata)),
+        hostname: hostname(name(&vm.metadata)),
+        machine: vm.spec.machine,
+        acceleration: vm.spec.acceleration,
+        cores: vm.spec.cpu.cores,
+        memory_mebibytes: i64::try_from(vm.spec.memory.bytes() >> 20).unwrap_or(i64::MAX),
+        kernel: kernel.map(|k| InstanceKernel {
+            kernel: k.kernel_file(),
+            initrd: k.initrd_file(),
+            command_line: k.command_line.clone(),
+        }),
+        disks: Vec::new(),
+        network_adapters: Vec::new(),
+        stop_deadline_seconds: vm.spec.stop_deadline_seconds,
+    }
+}
+
+/// A revision of what a running guest cannot be given: 16 hexadecimal digits of SHA-256 over the configuration
+/// without disk epochs, the stop deadline and the answers of DHCP servers, all of which reach a running guest.
+#[must_use]
+pub fn config_revision(config: &InstanceConfig) -> String {
+    let mut fixed = config.clone();
+    fixed.stop_deadline_seconds = 0;
+    for disk in &mut fixed.disks {
+        disk.disk_epoch = 0;
+    }
+    for adapter in &mut fixed.network_adapters {
+        if let Some(network) = &mut adapter.network {
+            network.dhcp = None;
+        }
+    }
+    // A struct of strings, numbers and enums always has a JSON form; its keys come in the order of the fields.
+    let text = serde_json::to_string(&fixed).unwrap_or_default();
+    hex(&digest(&["config", &text])[..8])
+}
