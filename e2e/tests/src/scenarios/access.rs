@@ -1,0 +1,179 @@
+//! What an agent may not do, tried with its own credentials against the real API server.
+
+use crate::{
+    cluster::Context,
+    guest::{Guest, REACTION, internal_network},
+    runner::{Manner, Scenario},
+};
+use anyhow::{Context as _, Result, ensure};
+use std::{fs, io::Write as _, os::unix::fs::OpenOptionsExt as _};
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "an_agent_writes_only_the_status_of_its_own",
+    manner: Manner::Beside,
+    run: confined,
+}];
+
+fn confined(cx: &Context<'_>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("host-a.kubeconfig");
+    let text = cx
+        .lab
+        .exec_ok("host-a", &["cat", "/run/paddock-lab/kubeconfig"])?;
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&file)?
+        .write_all(text.as_bytes())?;
+    let agent = cx.kubectl.as_identity(&file);
+
+    // One powered machine on each host, not booted to the end: their objects are what counts.
+    cx.kubectl.apply(&internal_network(71))?;
+    for (name, host) in [("own", "host-a"), ("foreign", "host-b")] {
+        cx.kubectl.apply(
+            &Guest {
+                host,
+                ..Guest::new(name)
+            }
+            .yaml(),
+        )?;
+    }
+    for name in ["own", "foreign"] {
+        cx.kubectl
+            .wait_condition(&format!("vm/{name}"), "Ready", crate::guest::BOOT)?;
+    }
+
+    // Each refusal: who says it (authorization or the admission policy) and that it names what is wrong.
+    let denied = |arguments: &[&str], part: &str| -> Result<()> {
+        let output = agent.output(arguments, "")?;
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success(), "allowed: {arguments:?}");
+        ensure!(
+            message.contains("orbidden") || message.contains("denied"),
+            "{arguments:?}: {message}"
+        );
+        ensure!(
+            message.contains(part),
+            "{arguments:?}: expected {part:?} in {message}"
+        );
+        Ok(())
+    };
+    let status = r#"{"status":{"message":"forged"}}"#;
+    denied(
+        &[
+            "patch",
+            "vmi",
+            "foreign",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            status,
+        ],
+        "host-b",
+    )?;
+    denied(
+        &[
+            "patch",
+            "host",
+            "host-b",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            r#"{"status":{"bootId":"x"}}"#,
+        ],
+        "the agent of host host-a may not write hosts of host host-b",
+    )?;
+    denied(
+        &[
+            "patch",
+            "vmi",
+            "own",
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"power":"Paused"}}"#,
+        ],
+        "cannot patch",
+    )?;
+    denied(
+        &[
+            "patch",
+            "host",
+            "host-a",
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"pools":[]}}"#,
+        ],
+        "cannot patch",
+    )?;
+    denied(
+        &[
+            "patch",
+            "vm",
+            "own",
+            "--type=merge",
+            "-p",
+            r#"{"spec":{"runPolicy":"Stopped"}}"#,
+        ],
+        "cannot",
+    )?;
+    denied(
+        &[
+            "patch",
+            "vhd",
+            "own",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            r#"{"status":{"diskEpoch":0}}"#,
+        ],
+        "cannot",
+    )?;
+    denied(&["delete", "vmi", "own"], "cannot delete")?;
+    denied(&["get", "secrets", "--all-namespaces"], "cannot list")?;
+    denied(
+        &["delete", "lease", "host-a", "-n", "paddock-system"],
+        "cannot delete",
+    )?;
+
+    // Leases: another host's, and a change of its own epoch, by replacing what is there.
+    for (host, change, part) in [
+        (
+            "host-b",
+            false,
+            "the agent of host host-a may not renew the lease host-b",
+        ),
+        ("host-a", true, "may not change the epoch"),
+    ] {
+        let refused = crate::wait::until(
+            &format!("a refusal for the lease of {host}"),
+            REACTION,
+            || {
+                let lease =
+                    agent.run(&["get", "lease", host, "-n", "paddock-system", "-o", "json"])?;
+                let mut lease: serde_json::Value = serde_json::from_str(&lease)?;
+                if change {
+                    lease["metadata"]["annotations"]["lease.paddock.dev/epoch"] = "999".into();
+                }
+                let output = agent.output(
+                    &["replace", "-n", "paddock-system", "-f", "-"],
+                    &lease.to_string(),
+                )?;
+                ensure!(!output.status.success(), "allowed: {host}");
+                let message = String::from_utf8_lossy(&output.stderr).into_owned();
+                // The agent itself renews all the while: a conflict says nothing about permission.
+                ensure!(
+                    !message.contains("the object has been modified"),
+                    "{message}"
+                );
+                Ok(message)
+            },
+        )?;
+        ensure!(refused.contains(part), "expected {part:?} in {refused}");
+    }
+
+    // The same credentials may do what they are for: the test would prove nothing if they were simply invalid.
+    let own = agent.get("vmi/own").context("its own instance")?;
+    ensure!(own["spec"]["host"] == "host-a", "{own}");
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! What the API refuses at once, naming field, value and limit.
+
+use crate::{
+    cluster::Context,
+    runner::{Manner, Scenario},
+};
+use anyhow::Result;
+
+pub const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "bad_input_is_refused_at_apply",
+    manner: Manner::Beside,
+    run: refused,
+}];
+
+fn yaml(kind: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: paddock.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: bad}}\nspec: {spec}\n"
+    )
+}
+
+fn refused(cx: &Context<'_>) -> Result<()> {
+    let disk = |i: usize| format!("{{name: d{i}, virtualHardDiskRef: {{name: v{i}}}}}");
+    let five = (0..5).map(disk).collect::<Vec<_>>().join(", ");
+    let cases: &[(&str, String, &[&str])] = &[
+        ("VirtualMachine", "{memory: 192Mi, memroy: 1}".into(), &["unknown field", "spec.memroy"]),
+        ("VirtualMachine", "{memory: 192MB}".into(), &["spec.memory", "192MB", "between 16Mi and 4Ti"]),
+        ("VirtualMachine", "{memory: 8Mi}".into(), &["spec.memory", "8Mi", "between 16Mi and 4Ti"]),
+        ("VirtualMachine", "{memory: 64Mi, cpu: {cores: 33}}".into(), &["spec.cpu.cores", "33", "32"]),
+        ("VirtualMachine", "{memory: 64Mi, runPolicy: Maybe}".into(), &["spec.runPolicy", "Maybe", "Stopped"]),
+        ("VirtualMachine", format!("{{memory: 64Mi, disks: [{}, {}]}}", disk(1), disk(1)), &["spec.disks[1]", "Duplicate value", "d1"]),
+        ("VirtualMachine", format!("{{memory: 64Mi, disks: [{five}]}}"), &["spec.disks", "IDE bus holds at most 4"]),
+        ("VirtualMachine", "{memory: 64Mi, networkAdapters: [{name: a}, {name: a}]}".into(), &["spec.networkAdapters[1]", "Duplicate value"]),
+        (
+            "VirtualMachine",
+            "{memory: 64Mi, networkAdapters: [{name: a, macAddress: '02:00:00:00:00:01'}, {name: b, macAddress: '02:00:00:00:00:01'}]}".into(),
+            &["spec.networkAdapters", "macAddress may be used once"],
+        ),
+        ("VirtualMachine", "{memory: 64Mi, networkAdapters: [{name: a, macAddress: '01:00:00:00:00:01'}]}".into(), &["macAddress", "01:00:00:00:00:01"]),
+        ("VirtualMachine", "{memory: 64Mi, boot: {kernel: {pool: images, path: ../vmlinuz}}}".into(), &["spec.boot.kernel.path", "../vmlinuz", "stay in its pool"]),
+        ("VirtualHardDisk", "{size: 2041Gi}".into(), &["spec.size", "2041Gi", "2040Gi"]),
+        ("VirtualHardDisk", "{size: 1Mi}".into(), &["spec.size", "1Mi", "3Mi"]),
+        ("VirtualHardDisk", "{size: 1GB}".into(), &["spec.size", "1GB"]),
+        ("VirtualHardDisk", "{}".into(), &["spec.size", "size is required"]),
+        ("VirtualHardDisk", "{size: 1Gi, file: {path: a/../../b.vhd}}".into(), &["spec.file.path", "a/../../b.vhd", "stay in its pool"]),
+        ("VirtualHardDisk", "{size: 1Gi, type: Differencing}".into(), &["spec.type", "Differencing", "Fixed"]),
+        ("VirtualHardDisk", "{source: {image: {pool: images, path: a.img, sha256: abc}}}".into(), &["sha256", "64"]),
+        ("VirtualNetwork", "{type: Internal, subnet: 192.168.1.0/28}".into(), &["spec.subnet", "192.168.1.0/28", "/27"]),
+        ("VirtualNetwork", "{type: Internal, subnet: 192.168.1.9/24}".into(), &["spec.subnet", "192.168.1.9/24"]),
+        ("VirtualNetwork", "{type: External}".into(), &["spec.uplink", "uplink is required"]),
+        ("VirtualNetwork", "{type: Internal, dhcp: {mode: Enabled}}".into(), &["spec.subnet", "subnet is required"]),
+        ("Host", "{pools: [{name: p, path: relative}]}".into(), &["spec.pools[0].path", "relative"]),
+    ];
+    for (kind, spec, parts) in cases {
+        cx.kubectl.refused(&yaml(kind, spec), parts)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! Disks outlive machines, and deletions say what they wait for.
+
+use crate::{
+    cluster::Context,
+    guest::{self, Guest, REACTION, internal_network},
+    runner::{Manner, Scenario},
+};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "a_new_machine_on_the_same_disk_counts_on",
+        manner: Manner::Beside,
+        run: same_disk,
+    },
+    Scenario {
+        name: "reclaim_policy_keeps_or_removes_the_file",
+        manner: Manner::Beside,
+        run: reclaim,
+    },
+    Scenario {
+        name: "a_disk_in_a_local_pool_pins_placement",
+        manner: Manner::Beside,
+        run: pins,
+    },
+];
+
+fn same_disk(cx: &Context<'_>) -> Result<()> {
+    let guest = Guest {
+        pool: "default",
+        ..Guest::new("d")
+    };
+    cx.kubectl.apply(&(guest.yaml() + &internal_network(66)))?;
+    let first = guest::wait_running(cx, "d")?;
+    ensure!(first.boots() == 1, "{first:?}");
+
+    cx.kubectl.run(&["delete", "vhd", "d", "--wait=false"])?;
+    cx.kubectl
+        .wait_reason("vhd/d", "Deleting", "False", "Attached", &["d"], REACTION)
+        .or_else(|_| {
+            cx.kubectl
+                .wait_reason("vhd/d", "Deleting", "True", "Attached", &["d"], REACTION)
+        })?;
+    let still = guest::look(cx, "d")?;
+    ensure!(
+        still.process_id == first.process_id,
+        "deleting an attached disk disturbed its machine"
+    );
+    cx.kubectl.run(&["delete", "vm", "d", "--timeout=90s"])?;
+    cx.kubectl.wait_gone("vhd/d", REACTION)?;
+
+    // The file was retained: adopt it, and its count goes on.
+    let path = cx.lab.exec_ok(
+        &first.host,
+        &[
+            "sh",
+            "-c",
+            &format!(
+                "cd /var/lib/paddock/pools/default && find . -path '*{}*' -name '*.vhd'",
+                cx.namespace()
+            ),
+        ],
+    )?;
+    let path = path.trim().trim_start_matches("./").to_owned();
+    ensure!(
+        !path.is_empty() && !path.contains('\n'),
+        "expected one file, found {path:?}"
+    );
+    let host = &first.host;
+    cx.kubectl.apply(&format!(
+        "apiVersion: paddock.dev/v1alpha1\nkind: VirtualHardDisk\nmetadata: {{name: d}}\nspec: {{file: {{pool: default, path: \"{path}\", mode: Adopt}}}}\n"
+    ))?;
+    let again = Guest {
+        host: if host == "host-a" { "host-a" } else { "host-b" },
+        ..guest
+    };
+    cx.kubectl.apply(&again.machine_yaml())?;
+    let second = guest::wait_running(cx, "d")?;
+    ensure!(second.boots() == 2, "the count started anew: {second:?}");
+
+    cx.kubectl.run(&["delete", "vm", "d", "--timeout=90s"])?;
+    cx.kubectl
+        .wait_field("vhd/d", ".status.state", "Ready", REACTION)?;
+    cx.kubectl.apply(&again.machine_yaml())?;
+    let third = guest::wait_running(cx, "d")?;
+    ensure!(third.boots() == 3, "the count started anew: {third:?}");
+    Ok(())
+}
+
+fn reclaim(cx: &Context<'_>) -> Result<()> {
+    for (name, policy) in [("kept", "Retain"), ("removed", "Delete")] {
+        cx.kubectl.apply(&format!(
+            "apiVersion: paddock.dev/v1alpha1\nkind: VirtualHardDisk\nmetadata: {{name: {name}}}\nspec: {{size: 16Mi, reclaimPolicy: {policy}, file: {{pool: shared, path: {}/{name}.vhd}}}}\n",
+            cx.namespace()
+        ))?;
+    }
+    let list = || {
+        cx.lab.exec_ok(
+            "host-a",
+            &[
+                "ls",
+                &format!("/var/lib/paddock/pools/shared/{}", cx.namespace()),
+            ],
+        )
+    };
+    for name in ["kept", "removed"] {
+        cx.kubectl
+            .wait_condition(&format!("vhd/{name}"), "Ready", REACTION)?;
+        ensure!(
+            list()?.lines().any(|l| l == format!("{name}.vhd")),
+            "{name}: {}",
+            list()?
+        );
+        cx.kubectl.run(&["delete", "vhd", name, "--timeout=60s"])?;
+    }
+    let left = list()?;
+    ensure!(
+        left.lines().any(|l| l == "kept.vhd") && !left.lines().any(|l| l == "removed.vhd"),
+        "{left}"
+    );
+    Ok(())
+}
+
+fn pins(cx: &Context<'_>) -> Result<()> {
+    let guest = Guest {
+        pool: "default",
+        host: "host-b",
+        ..Guest::new("pin")
+    };
+    cx.kubectl.apply(&guest.disk_yaml())?;
+    cx.kubectl.wait_reason(
+        "vhd/pin",
+        "Ready",
+        "False",
+        "WaitingForFirstConsumer",
+        &[],
+        REACTION,
+    )?;
+    cx.kubectl
+        .apply(&(guest.machine_yaml() + &internal_network(67)))?;
+    cx.kubectl.wait_condition("vm/pin", "Ready", guest::BOOT)?;
+    ensure!(
+        cx.kubectl.text("vhd/pin", "/status/host")? == "host-b",
+        "{}",
+        cx.kubectl.get("vhd/pin")?["status"]
+    );
+    cx.kubectl.run(&["delete", "vm", "pin", "--timeout=120s"])?;
+    cx.kubectl.apply(
+        &Guest {
+            host: "host-a",
+            ..guest
+        }
+        .machine_yaml(),
+    )?;
+    cx.kubectl.wait_reason(
+        "vm/pin",
+        "Scheduled",
+        "False",
+        "Unschedulable",
+        &[
+            "host-a: disk \"pin\" is bound to host-b",
+            "host-b: labels do not match hostSelector",
+        ],
+        REACTION + Duration::from_secs(10),
+    )
+}
