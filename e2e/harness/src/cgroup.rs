@@ -77,14 +77,17 @@ impl Cgroup {
         Self(self.0.join(name))
     }
 
-    /// Makes it, and those above it, and hands the controllers on that the one above has, as far as the kernel lets us.
+    /// Makes it. Nothing of the machine's own groups is changed: it gets the controllers that they hand out anyway.
     pub fn create(&self) -> Result<()> {
-        fs::create_dir_all(&self.0)
-            .with_context(|| format!("control group {}", self.0.display()))?;
-        if let Some(parent) = self.0.parent() {
-            delegate(parent);
-        }
-        Ok(())
+        fs::create_dir_all(&self.0).with_context(|| format!("control group {}", self.0.display()))
+    }
+
+    /// Makes the control group `name` beneath this one, with all the controllers that this one has.
+    pub fn create_child(&self, name: &str) -> Result<Self> {
+        let child = self.child(name);
+        child.create()?;
+        delegate(&self.0);
+        Ok(child)
     }
 
     /// Moves the calling process in.

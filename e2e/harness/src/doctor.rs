@@ -70,12 +70,12 @@ const NEEDED: &[Needed] = &[
     },
     Needed {
         package: "mtools",
-        any_of: &["mformat"],
+        any_of: &["mcopy"],
         purpose: "the guest image",
     },
     Needed {
         package: "e2fsprogs",
-        any_of: &["mkfs.ext4"],
+        any_of: &["mke2fs"],
         purpose: "the guest image",
     },
     Needed {
@@ -84,13 +84,8 @@ const NEEDED: &[Needed] = &[
         purpose: "the guest image",
     },
     Needed {
-        package: "kmod",
-        any_of: &["modinfo"],
-        purpose: "the guest image",
-    },
-    Needed {
-        package: "xz-utils",
-        any_of: &["xz"],
+        package: "lz4",
+        any_of: &["lz4"],
         purpose: "the guest image",
     },
     Needed {
@@ -222,8 +217,8 @@ fn matches(pattern: &Path) -> bool {
 }
 
 fn kernel_network() -> Result<(), String> {
-    let script = "ip link add b type bridge && ip link add v type veth peer name w && ip link set v master b && \
-                  nft 'add table bridge t; add chain bridge t c { type filter hook prerouting priority 0; }; add rule bridge t c iifname v drop' && \
+    let script = "ip link add name pdb0 type bridge && ip link add name pdv0 type veth peer name pdv1 && ip link set pdv0 master pdb0 && \
+                  nft 'add table bridge t; add chain bridge t c { type filter hook prerouting priority 0; }; add rule bridge t c iifname pdv0 drop' && \
                   mount -t tmpfs none /tmp";
     let mut command = Command::new("unshare");
     command.args([
@@ -314,6 +309,23 @@ mod tests {
         let path = dir.path().display().to_string();
         assert!(is_present(&["absent", "vmlinuz-6.1-cloud-amd64"], &path));
         assert!(!is_present(&["absent"], &path));
+    }
+
+    #[test]
+    fn what_is_checked_is_what_the_checkout_installs() {
+        let packages =
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../packages"))
+                .unwrap();
+        let listed: Vec<&str> = packages
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        for needed in NEEDED
+            .iter()
+            .filter(|needed| needed.package != "util-linux")
+        {
+            assert!(listed.contains(&needed.package), "{}", needed.package);
+        }
     }
 
     #[test]

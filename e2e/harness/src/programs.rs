@@ -44,11 +44,11 @@ pub fn control_plane(given: Option<&Path>, checkout: &Path) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// The folder of the guest image: `given`, else `PADDOCK_IMAGE`, else what `e2e/harness/image/build.sh` makes.
+/// The folder of the guest image: `given`, else `PADDOCK_IMAGES`, else what `e2e/harness/image/build.sh` makes.
 pub fn image(given: Option<&Path>, checkout: &Path) -> Result<PathBuf> {
     let folder = find(
         given,
-        "PADDOCK_IMAGE",
+        "PADDOCK_IMAGES",
         &checkout.join("e2e/harness/image/build.sh"),
     )?;
     if !folder.join("tiny-linux.img").is_file() {

@@ -50,7 +50,7 @@ pub struct UpOptions {
     /// Folder of etcd, kube-apiserver, kube-controller-manager; default: $PADDOCK_CONTROL_PLANE, else built
     #[arg(long, value_name = "DIR")]
     pub control_plane: Option<PathBuf>,
-    /// Folder of the guest image; default: $PADDOCK_IMAGE, else built
+    /// Folder of the guest image; default: $PADDOCK_IMAGES, else built
     #[arg(long, value_name = "DIR")]
     pub image: Option<PathBuf>,
     /// The checkout to take CRDs and RBAC from; default: the one this was built from
@@ -182,8 +182,7 @@ fn start_supervisor(
     let cgroup = Cgroup::of_lab(&marker.id)?;
     cgroup.destroy()?;
     cgroup.create()?;
-    let own = cgroup.child("lab");
-    own.create()?;
+    let own = cgroup.create_child("lab")?;
     private_folder(&folder.logs())?;
     let link = marker.machine_link();
     remove_link(&link);

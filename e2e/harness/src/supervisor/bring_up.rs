@@ -209,7 +209,7 @@ impl Supervisor {
             kubeconfig: self.agent_kubeconfig(&request.name)?,
             agent,
         };
-        let cgroup = self.cgroup.child("hosts").child(&request.name);
+        let cgroup = self.cgroup.create_child("hosts")?;
         let host = Host::start(&self.folder, index, boot, cgroup)?;
         lock(&self.hosts).insert(request.name.clone(), std::sync::Arc::clone(&host));
         host.switch_on()?;

@@ -25,6 +25,7 @@ pub struct Host {
     /// Its number, which gives its address and its ports.
     pub index: u8,
     boot: Boot,
+    hosts_cgroup: Cgroup,
     cgroup: Cgroup,
     log: PathBuf,
     inner: Mutex<Inner>,
@@ -47,7 +48,7 @@ struct HostProcess {
 
 impl Host {
     /// Switches it on, and starts a thread that boots it again whenever it ends. `boot` serves all boots but for its identity.
-    pub fn start(folder: &LabFolder, index: u8, boot: Boot, cgroup: Cgroup) -> Result<Arc<Self>> {
+    pub fn start(folder: &LabFolder, index: u8, boot: Boot, hosts: Cgroup) -> Result<Arc<Self>> {
         let inner = Inner {
             wanted: true,
             state: HostState::Booting,
@@ -58,8 +59,9 @@ impl Host {
         let log = folder.log(&boot.name);
         let host = Arc::new(Self {
             index,
+            cgroup: hosts.child(&boot.name),
+            hosts_cgroup: hosts,
             boot,
-            cgroup,
             log,
             inner: Mutex::new(inner),
             changed: Condvar::new(),
@@ -108,7 +110,7 @@ impl Host {
     /// Boots it: what an earlier boot left in memory (control groups) is gone, as after a power cut.
     fn boot(&self) -> Result<Child> {
         self.cgroup.destroy()?;
-        self.cgroup.create()?;
+        self.hosts_cgroup.create_child(self.name())?;
         let mut command = Command::new("/proc/self/exe");
         command
             .arg("host-init")

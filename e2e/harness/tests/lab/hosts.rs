@@ -6,7 +6,9 @@ use std::process::Stdio;
 
 use paddock_lab::{Fault, HostState, Lab, LabOptions, ServiceState};
 
-use crate::setup::{Stub, can_run, count, fault, host, kubectl, nothing_left, wait_for};
+use crate::setup::{
+    Stub, can_run, controllers, count, fault, host, kubectl, nothing_left, wait_for,
+};
 
 #[test]
 fn hosts_live_and_die() {
@@ -14,6 +16,7 @@ fn hosts_live_and_die() {
         return;
     }
     let stub = Stub::new();
+    let controllers_before = controllers();
     let lab = Lab::start(&stub.options()).unwrap();
     let status = lab.status().unwrap();
     let id = status.id.clone();
@@ -252,6 +255,7 @@ fn hosts_live_and_die() {
     let directory = lab.directory().to_owned();
     lab.down().unwrap();
     nothing_left(&id, &directory);
+    assert_eq!(controllers(), controllers_before);
 }
 
 #[test]

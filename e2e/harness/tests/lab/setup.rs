@@ -118,6 +118,13 @@ pub fn connect(lab: &Lab, from: &str, to: &str, port: u16) -> Option<i32> {
         .code()
 }
 
+/// The controllers that the machine hands to its control groups: not a lab's to change.
+pub fn controllers() -> String {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let cgroups = paddock_lab::cgroup::find_mount(&mountinfo).unwrap();
+    fs::read_to_string(cgroups.join("cgroup.subtree_control")).unwrap()
+}
+
 pub fn nothing_left(id: &str, folder: &Path) {
     let links = Command::new("ip")
         .args(["-br", "link"])
