@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
+use paddock_vmm::accelerator::ProbeArguments;
 use paddock_vmm::api::{EndReason, Outcome, RunResult};
 use paddock_vmm::config::{MAX_CONFIG_BYTES, VmConfig};
 use paddock_vmm::identity::Identity;
@@ -38,11 +39,14 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         cgroup: Option<PathBuf>,
     },
+    /// Find out what can run guests on this host
+    Probe(ProbeArguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config, cgroup } => run(&config, cgroup.as_deref()),
+        Command::Probe(arguments) => arguments.run().context("probe"),
     };
     match result {
         Ok(code) => code,
