@@ -47,7 +47,10 @@ pub fn crds() -> Result<Vec<Value>, serde_json::Error> {
 pub fn generated_files() -> Result<Vec<GeneratedFile>, Box<dyn std::error::Error + Send + Sync>> {
     let mut files = Vec::new();
     for mut crd in crds()? {
-        let plural = crd["spec"]["names"]["plural"].as_str().unwrap_or_default().to_owned();
+        let plural = crd["spec"]["names"]["plural"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         let plain = serde_yaml::to_string(&crd)?;
         files.push(GeneratedFile {
             path: format!("crds/generated/{plural}.yaml"),
@@ -58,7 +61,9 @@ pub fn generated_files() -> Result<Vec<GeneratedFile>, Box<dyn std::error::Error
         let kept = serde_yaml::to_string(&crd)?;
         files.push(GeneratedFile {
             path: format!("charts/paddock/templates/crds/{plural}.yaml"),
-            content: format!("{HEADER}\n{{{{- if .Values.crds.install }}}}\n{kept}{{{{- end }}}}\n"),
+            content: format!(
+                "{HEADER}\n{{{{- if .Values.crds.install }}}}\n{kept}{{{{- end }}}}\n"
+            ),
         });
     }
     Ok(files)

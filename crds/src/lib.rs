@@ -4,6 +4,11 @@
 //! This crate describes and validates; it decides nothing. It must not know a Kubernetes client,
 //! a controller, a hypervisor or a file system.
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "kube's derive takes several printer columns, each with a type and a priority"
+)]
+
 pub mod host;
 pub mod lease;
 pub mod names;

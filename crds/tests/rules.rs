@@ -79,7 +79,11 @@ fn refuses_more_disks_than_a_bus_holds() {
                 .collect();
             machine(json!({"memory": "64Mi", "disks": disks})).validate_cel()
         };
-        assert_eq!(with(most).map_err(|e| e.to_string()), Ok(()), "{most} on {bus}");
+        assert_eq!(
+            with(most).map_err(|e| e.to_string()),
+            Ok(()),
+            "{most} on {bus}"
+        );
         refused(with(most + 1), message);
     }
 }
@@ -98,16 +102,34 @@ fn refuses_a_mac_address_twice_in_a_machine() {
 
 #[test]
 fn refuses_paths_that_leave_their_pool() {
-    for path in ["/etc/passwd", "..", "../x", "a/../b", "a/./b", "./a", "a//b", "a/", "a\nb"] {
+    for path in [
+        "/etc/passwd",
+        "..",
+        "../x",
+        "a/../b",
+        "a/./b",
+        "./a",
+        "a//b",
+        "a/",
+        "a\nb",
+    ] {
         refused(
-            machine(json!({"memory": "64Mi", "boot": {"kernel": {"pool": "images", "path": path}}})).validate_cel(),
+            machine(
+                json!({"memory": "64Mi", "boot": {"kernel": {"pool": "images", "path": path}}}),
+            )
+            .validate_cel(),
             "stay in its pool",
         );
-        refused(disk(json!({"size": "1Gi", "file": {"path": path}})).validate_cel(), "stay in its pool");
+        refused(
+            disk(json!({"size": "1Gi", "file": {"path": path}})).validate_cel(),
+            "stay in its pool",
+        );
     }
     for path in ["a", "a/b.vhd", "..a/b..", "a b/c.vhd"] {
         assert_eq!(
-            disk(json!({"size": "1Gi", "file": {"path": path}})).validate_cel().map_err(|e| e.to_string()),
+            disk(json!({"size": "1Gi", "file": {"path": path}}))
+                .validate_cel()
+                .map_err(|e| e.to_string()),
             Ok(()),
             "{path}"
         );
@@ -117,27 +139,47 @@ fn refuses_paths_that_leave_their_pool() {
 #[test]
 fn bounds_the_size_of_a_disk() {
     for size in ["3Mi", "2040Gi", "1G"] {
-        assert_eq!(disk(json!({"size": size})).validate_cel().map_err(|e| e.to_string()), Ok(()), "{size}");
+        assert_eq!(
+            disk(json!({"size": size}))
+                .validate_cel()
+                .map_err(|e| e.to_string()),
+            Ok(()),
+            "{size}"
+        );
     }
     for size in ["2Mi", "2041Gi", "3145729"] {
-        refused(disk(json!({"size": size})).validate_cel(), "size must be between 3Mi and 2040Gi");
+        refused(
+            disk(json!({"size": size})).validate_cel(),
+            "size must be between 3Mi and 2040Gi",
+        );
     }
     refused(disk(json!({})).validate_cel(), "size is required");
 }
 
 #[test]
 fn keeps_what_a_disk_was_made_of() {
-    let old = disk(json!({"size": "1Gi", "source": {"image": {"pool": "images", "path": "a.img"}}}));
+    let old =
+        disk(json!({"size": "1Gi", "source": {"image": {"pool": "images", "path": "a.img"}}}));
     let same_size_in_other_words =
         disk(json!({"size": "1024Mi", "source": {"image": {"pool": "images", "path": "a.img"}}}));
-    assert_eq!(same_size_in_other_words.validate_cel_update(&old).map_err(|e| e.to_string()), Ok(()));
+    assert_eq!(
+        same_size_in_other_words
+            .validate_cel_update(&old)
+            .map_err(|e| e.to_string()),
+        Ok(())
+    );
     refused(
-        disk(json!({"size": "2Gi", "source": {"image": {"pool": "images", "path": "a.img"}}})).validate_cel_update(&old),
+        disk(json!({"size": "2Gi", "source": {"image": {"pool": "images", "path": "a.img"}}}))
+            .validate_cel_update(&old),
         "size cannot be changed",
     );
-    refused(disk(json!({"size": "1Gi"})).validate_cel_update(&old), "source cannot be added or removed");
     refused(
-        disk(json!({"size": "1Gi", "source": {"image": {"pool": "images", "path": "b.img"}}})).validate_cel_update(&old),
+        disk(json!({"size": "1Gi"})).validate_cel_update(&old),
+        "source cannot be added or removed",
+    );
+    refused(
+        disk(json!({"size": "1Gi", "source": {"image": {"pool": "images", "path": "b.img"}}}))
+            .validate_cel_update(&old),
         "source cannot be changed",
     );
     refused(
@@ -149,29 +191,63 @@ fn keeps_what_a_disk_was_made_of() {
 
 #[test]
 fn asks_for_a_path_to_adopt() {
-    refused(disk(json!({"file": {"mode": "Adopt"}})).validate_cel(), "file.path is required with file.mode Adopt");
+    refused(
+        disk(json!({"file": {"mode": "Adopt"}})).validate_cel(),
+        "file.path is required with file.mode Adopt",
+    );
     assert_eq!(
-        disk(json!({"file": {"mode": "Adopt", "path": "old.vhd"}})).validate_cel().map_err(|e| e.to_string()),
+        disk(json!({"file": {"mode": "Adopt", "path": "old.vhd"}}))
+            .validate_cel()
+            .map_err(|e| e.to_string()),
         Ok(())
     );
 }
 
 #[test]
 fn bounds_networks() {
-    let good = network(json!({"type": "Internal", "subnet": "192.168.50.0/24", "hostAddress": "192.168.50.9",
-        "dhcp": {"mode": "Enabled", "rangeStart": "192.168.50.10", "rangeEnd": "192.168.50.99"}}));
+    let good = network(
+        json!({"type": "Internal", "subnet": "192.168.50.0/24", "hostAddress": "192.168.50.9",
+        "dhcp": {"mode": "Enabled", "rangeStart": "192.168.50.10", "rangeEnd": "192.168.50.99"}}),
+    );
     assert_eq!(good.validate_cel().map_err(|e| e.to_string()), Ok(()));
     for (spec, part) in [
-        (json!({"type": "Internal", "subnet": "192.168.50.0/28"}), "between /8 and /27"),
-        (json!({"type": "Internal", "subnet": "192.168.50.1/24"}), "between /8 and /27"),
+        (
+            json!({"type": "Internal", "subnet": "192.168.50.0/28"}),
+            "between /8 and /27",
+        ),
+        (
+            json!({"type": "Internal", "subnet": "192.168.50.1/24"}),
+            "between /8 and /27",
+        ),
         (json!({"type": "External"}), "uplink is required"),
-        (json!({"type": "Private", "uplink": "lan"}), "uplink is required for an External network and only allowed there"),
-        (json!({"type": "Internal", "dhcp": {"mode": "Enabled"}}), "subnet is required when dhcp.mode is Enabled"),
-        (json!({"type": "Private", "subnet": "10.0.0.0/24", "hostAddress": "10.0.0.1"}), "hostAddress must be an address of subnet"),
-        (json!({"type": "Internal", "subnet": "10.0.0.0/24", "hostAddress": "10.0.1.1"}), "hostAddress must be an address of subnet"),
-        (json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"rangeStart": "10.0.1.1"}}), "rangeStart must be an address of subnet"),
-        (json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"rangeEnd": "10.0.1.1"}}), "rangeEnd must be an address of subnet"),
-        (json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"dns": ["nonsense"]}}), "dns must hold IPv4 addresses"),
+        (
+            json!({"type": "Private", "uplink": "lan"}),
+            "uplink is required for an External network and only allowed there",
+        ),
+        (
+            json!({"type": "Internal", "dhcp": {"mode": "Enabled"}}),
+            "subnet is required when dhcp.mode is Enabled",
+        ),
+        (
+            json!({"type": "Private", "subnet": "10.0.0.0/24", "hostAddress": "10.0.0.1"}),
+            "hostAddress must be an address of subnet",
+        ),
+        (
+            json!({"type": "Internal", "subnet": "10.0.0.0/24", "hostAddress": "10.0.1.1"}),
+            "hostAddress must be an address of subnet",
+        ),
+        (
+            json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"rangeStart": "10.0.1.1"}}),
+            "rangeStart must be an address of subnet",
+        ),
+        (
+            json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"rangeEnd": "10.0.1.1"}}),
+            "rangeEnd must be an address of subnet",
+        ),
+        (
+            json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"dns": ["nonsense"]}}),
+            "dns must hold IPv4 addresses",
+        ),
     ] {
         refused(network(spec).validate_cel(), part);
     }
@@ -183,7 +259,11 @@ fn every_field_of_every_kind_is_documented() {
         if let Some(properties) = schema["properties"].as_object() {
             for (name, property) in properties {
                 let path = format!("{path}.{name}");
-                if property["description"].as_str().unwrap_or_default().is_empty() {
+                if property["description"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .is_empty()
+                {
                     missing.push(path.clone());
                 }
                 walk(&path, property, missing);
@@ -199,9 +279,16 @@ fn every_field_of_every_kind_is_documented() {
     for crd in &crds {
         let kind = crd["spec"]["names"]["kind"].as_str().unwrap();
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-        assert!(schema["properties"]["spec"]["properties"].is_object(), "{kind} has a spec");
+        assert!(
+            schema["properties"]["spec"]["properties"].is_object(),
+            "{kind} has a spec"
+        );
         for part in ["spec", "status"] {
-            walk(&format!("{kind}.{part}"), &schema["properties"][part], &mut missing);
+            walk(
+                &format!("{kind}.{part}"),
+                &schema["properties"][part],
+                &mut missing,
+            );
         }
     }
     assert_eq!(missing, Vec::<String>::new());
@@ -213,7 +300,9 @@ fn nothing_is_nullable_and_every_text_is_bounded() {
         if schema["nullable"] == Value::Bool(true) {
             faults.push(format!("{path} is nullable"));
         }
-        let bounded = ["maxLength", "enum", "format"].iter().any(|key| !schema[*key].is_null());
+        let bounded = ["maxLength", "enum", "format"]
+            .iter()
+            .any(|key| !schema[*key].is_null());
         if schema["type"] == "string" && !bounded {
             faults.push(format!("{path} has no maxLength"));
         }
@@ -233,8 +322,16 @@ fn nothing_is_nullable_and_every_text_is_bounded() {
     for crd in paddock_crds::crds().unwrap() {
         let kind = crd["spec"]["names"]["kind"].as_str().unwrap().to_owned();
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-        walk(&format!("{kind}.spec"), &schema["properties"]["spec"], &mut faults);
-        walk(&format!("{kind}.status"), &schema["properties"]["status"], &mut faults);
+        walk(
+            &format!("{kind}.spec"),
+            &schema["properties"]["spec"],
+            &mut faults,
+        );
+        walk(
+            &format!("{kind}.status"),
+            &schema["properties"]["status"],
+            &mut faults,
+        );
     }
     // Kubernetes' own types: Condition and LabelSelector bring their own bounds or none.
     faults.retain(|fault| !fault.contains(".conditions[].") && !fault.contains("hostSelector"));
