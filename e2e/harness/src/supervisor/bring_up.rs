@@ -184,7 +184,7 @@ impl Supervisor {
             shared_folder(folder)?;
         }
         let program = |name: &str| format!("{LAB_RUN}/bin/{name}");
-        let agent = vec![
+        let mut agent = vec![
             program("paddock-agent"),
             "run".into(),
             "--host".into(),
@@ -196,6 +196,9 @@ impl Supervisor {
             "--vmm".into(),
             program("paddock-vmm"),
         ];
+        if request.backend == Backend::Hollow {
+            agent.extend(["--hollow-memory-mib".into(), request.memory_mib.to_string()]);
+        }
         let subnet = self.config.subnet;
         let boot = Boot {
             name: request.name.clone(),
