@@ -46,7 +46,7 @@ pub struct ImportReport {
     /// Bytes of the source.
     pub source_bytes: u64,
     /// Bytes that were not zero, and so were written; counted in pieces of
-    /// 64 KiB.
+    /// at most 64 KiB.
     pub written_bytes: u64,
     /// The SHA-256 of the source, if one was asked for.
     pub sha256: Option<[u8; 32]>,
@@ -294,7 +294,7 @@ impl Copy<'_> {
         total: u64,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(), ImportError> {
-        const ZEROS: [u8; PIECE] = [0; PIECE];
+        static ZEROS: [u8; PIECE] = [0; PIECE];
         while let Some(hash) = &mut self.hash
             && self.at < end
         {

@@ -29,6 +29,10 @@ mod block;
 mod create;
 mod error;
 mod format;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[allow(clippy::expect_used)] // A panic is how a fuzz target tells.
+pub mod fuzzing;
 mod gate;
 mod image;
 mod import;

@@ -16,7 +16,7 @@ impl DiskSize {
 
     /// Checks a size in bytes.
     pub fn from_bytes(bytes: u64) -> Result<DiskSize, DiskSizeError> {
-        if bytes % 512 != 0 {
+        if !bytes.is_multiple_of(512) {
             Err(DiskSizeError::NotSectors { bytes })
         } else if bytes < DiskSize::MIN.0 {
             Err(DiskSizeError::TooSmall { bytes })

@@ -63,7 +63,7 @@ impl Bitmap {
         let whole = if set { 0xff } else { 0 };
         let mut at = sectors.start;
         while at < sectors.end {
-            if at % 8 == 0
+            if at.is_multiple_of(8)
                 && sectors.end - at >= 8
                 && self.bytes.get(at as usize / 8) == Some(&whole)
             {

@@ -154,7 +154,7 @@ fn no_footer(head: &FooterError, tail: Option<&Tail>, start: &[u8], len: u64) ->
 }
 
 fn check_size(size: u64) -> Result<(), Refusal> {
-    if size == 0 || size % SECTOR != 0 || size > DiskSize::MAX.bytes() {
+    if size == 0 || !size.is_multiple_of(SECTOR) || size > DiskSize::MAX.bytes() {
         return Err(Refusal::Corrupt(format!(
             "its footer gives a size of {size} bytes, expected a multiple of 512 up to 2040 GiB"
         )));

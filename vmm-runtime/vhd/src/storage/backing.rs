@@ -11,7 +11,7 @@ use crate::block::IoError;
 use crate::gate::{Gate, GatePass};
 
 /// Zeros are written in pieces of this size where they must be written.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A storage through which every change passes the gate.
 pub(crate) struct Backing {

@@ -5,7 +5,7 @@ mod backing;
 #[cfg(test)]
 pub(crate) mod fault;
 mod file;
-#[cfg(any(test, fuzzing))]
+#[cfg(fuzzing)]
 pub(crate) mod memory;
 
 pub(crate) use backing::Backing;
@@ -13,6 +13,8 @@ pub(crate) use file::{FileStorage, next_data};
 
 use std::io;
 use std::ops::Range;
+#[cfg(any(test, fuzzing))]
+use std::sync::Arc;
 
 /// A file. Requests may come from many threads at once.
 pub(crate) trait Storage: Send + Sync {
@@ -37,6 +39,37 @@ pub(crate) trait Storage: Send + Sync {
 
     /// The first run of bytes in `range` that may be other than zero.
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>>;
+}
+
+#[cfg(any(test, fuzzing))]
+impl<S: Storage + ?Sized> Storage for Arc<S> {
+    fn len(&self) -> io::Result<u64> {
+        (**self).len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        (**self).sync_data()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        (**self).set_len(len)
+    }
+
+    fn zero(&self, offset: u64, len: u64, space: Space) -> io::Result<()> {
+        (**self).zero(offset, len, space)
+    }
+
+    fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        (**self).next_data(range)
+    }
 }
 
 /// What becomes of the space below zeroed bytes.
