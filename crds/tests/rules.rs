@@ -1,6 +1,8 @@
 //! The CEL rules, evaluated without a server. The end-to-end tests try the same objects on a real one,
 //! which also checks enumerations, required fields and list keys.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use paddock_crds::{VirtualHardDisk, VirtualMachine, VirtualNetwork};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
