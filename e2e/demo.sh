@@ -7,7 +7,7 @@ lab_folder=$here/.lab
 target=${CARGO_TARGET_DIR:-$here/target}
 deadline_seconds=${PADDOCK_DEMO_DEADLINE:-300}
 
-as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=PATH,KUBECONFIG,PADDOCK_BIN_DIR,PADDOCK_CONTROL_PLANE,PADDOCK_IMAGE,PADDOCK_CACHE "$@"; fi; }
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=PATH,KUBECONFIG,PADDOCK_BIN_DIR,PADDOCK_CONTROL_PLANE,PADDOCK_IMAGES,PADDOCK_CACHE "$@"; fi; }
 lab() { as_root "$target/debug/paddock-lab" --dir "$lab_folder" "$@"; }
 fail() { echo "demo: $1" >&2; exit 1; }
 
@@ -28,7 +28,7 @@ up() {
   begin "control plane (built once, kept in the cache)"; control_plane=$(e2e/control-plane/build.sh | tail -1); finish
   begin "Paddock"; cargo build --bins; finish
   begin "guest image"; images=$(e2e/harness/image/build.sh | tail -1); finish
-  export PADDOCK_CONTROL_PLANE=$control_plane PADDOCK_IMAGE=$images PADDOCK_BIN_DIR=$target/debug
+  export PADDOCK_CONTROL_PLANE=$control_plane PADDOCK_IMAGES=$images PADDOCK_BIN_DIR=$target/debug
 
   begin "lab: hosts host-a and host-b"
   if [ -n "${KUBECONFIG:-}" ]; then lab up --kubeconfig "$KUBECONFIG"; else lab up; fi

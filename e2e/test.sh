@@ -25,7 +25,7 @@ if [ "$what" != unit ]; then
   images=$(e2e/harness/image/build.sh | tail -1) || exit 1
   helm=$(e2e/control-plane/build.sh --helm | tail -1) || exit 1
   PADDOCK_BIN_DIR=${CARGO_TARGET_DIR:-target}/debug
-  export PADDOCK_CONTROL_PLANE=$control_plane PADDOCK_IMAGE=$images PADDOCK_HELM=$helm PADDOCK_BIN_DIR
+  export PADDOCK_CONTROL_PLANE=$control_plane PADDOCK_IMAGES=$images PADDOCK_HELM=$helm PADDOCK_BIN_DIR
   run cargo test --quiet --package paddock-e2e --test e2e -- ${name:+"$name"}
 fi
 
