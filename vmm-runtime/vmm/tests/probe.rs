@@ -1,5 +1,7 @@
 //! The probe, for real, on whatever this host is.
 
+#![allow(clippy::unwrap_used)] // The helper is a part of the tests.
+
 use std::path::Path;
 use std::process::Command;
 

@@ -32,8 +32,9 @@ use crate::config::Accelerator;
 
 /// The share of the deadline that the bare guests in KVM may take.
 const KVM_SHARE: f64 = 0.4;
-/// The longest wait for `qemu --version`.
-const VERSION_LIMIT: Duration = Duration::from_secs(3);
+/// The share of what is left after them that `qemu --version` may take: on a busy host that has not run QEMU yet,
+/// reading it from the disk takes seconds.
+const VERSION_SHARE: f64 = 0.25;
 
 /// What to probe with.
 #[derive(Clone, Debug)]
@@ -68,12 +69,11 @@ pub fn probe(options: &ProbeOptions, deadline: Duration) -> ProbeReport {
     let end = started + deadline;
     let kvm = kvm::probe(options, (started + deadline.mul_f64(KVM_SHARE)).min(end));
 
-    let qemu = match qemu::version(options, end.min(Instant::now() + VERSION_LIMIT)) {
+    let qemu = match qemu::version(options, Instant::now() + left(end).mul_f64(VERSION_SHARE)) {
         Ok(version) => {
             let kvm_usability = if kvm.verdict == KvmVerdict::Hardware {
                 // Half of what is left, so that TCG has its turn after a KVM that hangs.
-                let half = end.saturating_duration_since(Instant::now()) / 2;
-                qemu::boot(options, Accelerator::Kvm, Instant::now() + half)
+                qemu::boot(options, Accelerator::Kvm, Instant::now() + left(end) / 2)
             } else {
                 Usability::Unusable(format!(
                     "not tried, because the verdict on KVM is {:?}",
@@ -102,6 +102,10 @@ pub fn probe(options: &ProbeOptions, deadline: Duration) -> ProbeReport {
         recommended,
         elapsed_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
     }
+}
+
+fn left(end: Instant) -> Duration {
+    end.saturating_duration_since(Instant::now())
 }
 
 #[cfg(test)]

@@ -179,7 +179,7 @@ impl fmt::Display for ProbeReport {
         writeln!(
             formatter,
             "QEMU:          {}",
-            self.qemu.version.as_deref().unwrap_or("not found")
+            self.qemu.version.as_deref().unwrap_or("unusable")
         )?;
         writeln!(formatter, "  -accel kvm:  {}", self.qemu.kvm)?;
         writeln!(formatter, "  -accel tcg:  {}", self.qemu.tcg)?;
