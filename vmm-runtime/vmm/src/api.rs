@@ -7,7 +7,7 @@
 //! | `GET /v1/vm` | | [`Status`] |
 //! | `PUT /v1/vm/power` | [`PowerRequest`] | [`Status`] right after the request was taken in |
 //! | `PUT /v1/vm/reset` | [`ResetRequest`] | [`Status`] |
-//! | `GET /v1/vm/events` | | a [`Status`] per line: the current one at once, then one per change |
+//! | `GET /v1/vm/events` | | a [`Status`] per line: the current one at once, then the newest one after each change |
 //!
 //! Refusals carry an [`ApiError`]. Every verb may be repeated: asking for what is already so changes nothing.
 

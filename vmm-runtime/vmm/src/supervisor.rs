@@ -486,15 +486,14 @@ async fn wait_for_exit(
     last_words: Option<JoinHandle<String>>,
     queue: mpsc::Sender<Message>,
 ) {
-    let status = loop {
-        tokio::select! {
-            status = child.wait() => break status,
-            Ok(()) = &mut killed => {
-                if let Err(error) = child.start_kill() {
-                    warn!("kill QEMU: {error}");
-                }
-                break child.wait().await;
+    let status = tokio::select! {
+        status = child.wait() => status,
+        // Dropped instead of sent: nobody will kill it, so only its end is waited for.
+        Ok(()) = &mut killed => {
+            if let Err(error) = child.start_kill() {
+                warn!("kill QEMU: {error}");
             }
+            child.wait().await
         }
     };
     let status = match status {

@@ -3,6 +3,8 @@
 //! [`VmConfig`] is the JSON as it is written by the agent; [`VmConfig::validate`] turns it into a [`ValidVmConfig`],
 //! the only form that the rest of the crate takes.
 
+#[cfg(test)]
+mod tests;
 mod valid;
 
 use std::path::PathBuf;

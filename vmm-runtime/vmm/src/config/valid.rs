@@ -329,7 +329,10 @@ impl TryFrom<VmConfig> for ValidVmConfig {
         let order = boot_order(config.boot.order)?;
         let mut disks = valid_disks(config.disks)?;
         let mut adapters = valid_adapters(config.network_adapters)?;
-        assign_boot_positions(&order, &mut disks, &mut adapters);
+        if config.boot.kernel.is_none() {
+            // QEMU itself takes the first position for a kernel.
+            assign_boot_positions(&order, &mut disks, &mut adapters);
+        }
         let boot = match config.boot.kernel {
             None => ValidBoot::Firmware,
             Some(kernel) => ValidBoot::Kernel(ValidKernel {

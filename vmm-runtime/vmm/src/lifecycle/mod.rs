@@ -50,6 +50,10 @@ pub const PRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long QEMU may live on after it closed the control connection.
 pub const CLOSED_GRACE: Duration = Duration::from_secs(5);
 
+/// A reset this soon after a counted one belongs to it: SeaBIOS, started by a reset, restores itself and resets once or
+/// twice more.
+pub const RESET_ECHO: Duration = Duration::from_secs(2);
+
 /// The state machine of one run.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
@@ -69,6 +73,8 @@ pub struct Lifecycle {
     outstanding: BTreeSet<Command>,
     qemu_pid: Option<u32>,
     resets: u64,
+    /// When the last reset was counted.
+    reset_at: Option<Duration>,
     reset_token: Option<String>,
     stop_step: Option<StopStep>,
     message: String,
@@ -144,6 +150,7 @@ impl Lifecycle {
             outstanding: BTreeSet::new(),
             qemu_pid: None,
             resets: 0,
+            reset_at: None,
             reset_token: None,
             stop_step: None,
             message: String::new(),
@@ -365,7 +372,12 @@ impl Lifecycle {
                     self.paused();
                 }
             }
-            QemuEvent::Reset => self.resets += 1,
+            QemuEvent::Reset => {
+                if self.reset_at.is_none_or(|at| now >= at + RESET_ECHO) {
+                    self.resets += 1;
+                    self.reset_at = Some(now);
+                }
+            }
             QemuEvent::WriteFailed {
                 disk,
                 no_space,

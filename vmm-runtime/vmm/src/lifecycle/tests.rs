@@ -394,7 +394,10 @@ fn resets_are_counted_and_tokens_make_them_idempotent() {
     assert_eq!(machine.reset("b"), Ok(command(Command::Reset)));
     machine.step(s(2), event(QemuEvent::Reset));
     machine.step(s(2), answered(Command::Reset));
+    // The firmware's own.
     machine.step(s(3), event(QemuEvent::Reset));
+    assert_eq!(machine.view().resets, 1);
+    machine.step(s(4), event(QemuEvent::Reset));
     let view = machine.view();
     assert_eq!(
         (view.state, view.resets, view.reset_token.as_deref()),

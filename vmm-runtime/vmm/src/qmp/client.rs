@@ -120,7 +120,11 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     /// The next message; `None` at the end. Cancel safe: what was read stays in `line`.
     async fn next(&mut self) -> Result<Option<Message>, QmpError> {
         loop {
-            let read = self.reader.fill_buf().await?;
+            let read = match self.reader.fill_buf().await {
+                // It ended before it had read all that was sent to it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                read => read?,
+            };
             if read.is_empty() {
                 return Ok(None);
             }
