@@ -188,6 +188,10 @@ impl Links {
         self.set("start", link, unspec(link).up().build()).await
     }
 
+    pub async fn set_down(&self, link: &Link) -> Result<(), LinkError> {
+        self.set("stop", link, unspec(link).down().build()).await
+    }
+
     /// Puts the interface on a bridge, or on none.
     pub async fn set_controller(&self, link: &Link, bridge: Option<u32>) -> Result<(), LinkError> {
         // The kernel takes 0 for "none".

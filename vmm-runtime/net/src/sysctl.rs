@@ -22,7 +22,8 @@ pub(crate) enum HostPart {
 /// - ARP: without these the host would answer for the addresses of all its
 ///   other interfaces. `arp_ignore` 1: only for the bridge's own; 8: never.
 /// - No forwarding from a guest through the host: on an Internal network the
-///   host is a peer, not a router.
+///   host is a peer, not a router. (Who writes `net.ipv4.ip_forward` later sets
+///   it for all interfaces again; the next ensuring restores it.)
 pub(crate) fn bridge_settings(host: HostPart) -> [(&'static str, &'static str, &'static str); 3] {
     let arp_ignore = match host {
         HostPart::Member => "1",

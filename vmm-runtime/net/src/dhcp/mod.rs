@@ -6,7 +6,7 @@
 //! keeps the requests from going any further.
 //!
 //! [`core`] decides, [`message`] and [`frame`] read and write bytes; all three
-//! are pure. [`server`] moves the bytes.
+//! are pure. The server itself only moves the bytes.
 
 pub mod core;
 mod event;

@@ -200,7 +200,78 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
+
+    fn service() -> Service {
+        Service {
+            network: NetworkId::new("net-1").unwrap(),
+            tap: TapName::new("pdt0123456789a").unwrap(),
+            mac: "02:00:00:00:00:99".parse().unwrap(),
+            assignment: Assignment {
+                mac: "02:00:00:00:00:01".parse().unwrap(),
+                ip: Ipv4Addr::new(10, 1, 2, 20),
+                subnet: "10.1.2.0/24".parse().unwrap(),
+                server: Ipv4Addr::new(10, 1, 2, 1),
+                lease_seconds: 3600,
+                gateway: None,
+                dns: Vec::new(),
+                hostname: None,
+                mtu: None,
+            },
+        }
+    }
+
+    /// A client's frame from one MAC address about another, with options 53
+    /// and 50.
+    fn frame(source: u8, client: u8, kind: u8) -> Vec<u8> {
+        let mut payload = vec![0; 240];
+        payload[..3].copy_from_slice(&[1, 1, 6]);
+        payload[28..34].copy_from_slice(&[2, 0, 0, 0, 0, client]);
+        payload[236..].copy_from_slice(&[99, 130, 83, 99]);
+        payload.extend([53, 1, kind, 50, 4, 10, 1, 2, 20]);
+        let addresses = Addresses {
+            source_mac: MacAddress::new([2, 0, 0, 0, 0, source]).unwrap(),
+            client_mac: MacAddress::new([2, 0, 0, 0, 0, 9]).unwrap(),
+            source: Ipv4Addr::UNSPECIFIED,
+            destination: Ipv4Addr::BROADCAST,
+        };
+        let mut frame = build(&addresses, &payload).unwrap();
+        // To the server's port, not to the client's.
+        frame[37] = 67;
+        frame
+    }
+
+    #[test]
+    fn only_the_adapter_itself_is_answered() {
+        let events =
+            |frame: &[u8]| answer(&service(), frame).map(|(frame, event)| (frame.is_some(), event));
+        assert_eq!(events(&frame(1, 1, 1)), Some((true, None)));
+        assert_eq!(
+            events(&frame(1, 1, 3)),
+            Some((true, Some(LeaseEventKind::Leased)))
+        );
+        assert_eq!(
+            events(&frame(1, 1, 4)),
+            Some((false, Some(LeaseEventKind::Declined)))
+        );
+        for kind in [1, 3, 4] {
+            assert_eq!(events(&frame(2, 1, kind)), None, "another sender, {kind}");
+            assert_eq!(events(&frame(1, 2, kind)), None, "another client, {kind}");
+        }
+        assert_eq!(events(&frame(1, 1, 99)), None);
+        assert_eq!(events(b"short"), None);
+    }
+
+    #[test]
+    fn the_answer_comes_from_the_server() {
+        let (sent, _) = answer(&service(), &frame(1, 1, 3)).unwrap();
+        let sent = sent.unwrap();
+        assert_eq!(sent[..6], [2, 0, 0, 0, 0, 1]);
+        assert_eq!(sent[6..12], [2, 0, 0, 0, 0, 0x99]);
+        assert_eq!(sent[26..34], [10, 1, 2, 1, 10, 1, 2, 20]);
+    }
 
     #[test]
     fn a_flood_is_slowed_to_the_budget() {

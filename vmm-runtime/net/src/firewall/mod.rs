@@ -2,7 +2,7 @@
 //! crate.
 //!
 //! [`ruleset`] holds what should be there and how to get there, as pure
-//! functions; [`nft`] reads and writes through the `nft` program. What is
+//! functions; the rest reads and writes through the `nft` program. What is
 //! there is read first and only what differs is written, in one transaction,
 //! so no frame ever meets half a change.
 

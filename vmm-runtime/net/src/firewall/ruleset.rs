@@ -39,6 +39,9 @@ const RULES: [(&str, &[&str]); 7] = [
     (
         "to_host",
         &[
+            // Link-local group addresses reach the host without passing
+            // prerouting, whoever sends them.
+            "iifname \"pdt*\" ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f drop",
             "iifname @hosted accept",
             "iifname \"pdt*\" drop",
             "iifname @uplinks drop",

@@ -39,14 +39,17 @@ pub(super) async fn ensure(
         adapter.spec.tap_owner_uid,
         found.as_ref().and_then(|link| link.tun.as_ref()),
     )?;
-    let link = links.get(adapter.tap.as_str()).await?;
+    let mut link = links.get(adapter.tap.as_str()).await?;
     if link.alias.as_deref() != Some(&alias) {
         links.set_alias(&link, &alias).await?;
     }
     sysctl::apply(adapter.tap.as_str(), &sysctl::tap_settings())?;
-    // Off another network before the rules of this one hold.
-    if link.controller.is_some_and(|index| index != bridge.index) {
+    // Off another network before the rules of this one hold; down, because a
+    // tap on no bridge talks to the host itself.
+    if link.controller != Some(bridge.index) && link.up {
+        links.set_down(&link).await?;
         links.set_controller(&link, None).await?;
+        link = links.get(adapter.tap.as_str()).await?;
     }
     let mtu = wished_mtu(manager, network).await?;
     let service = service(network, adapter, mtu);

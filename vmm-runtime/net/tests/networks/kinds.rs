@@ -10,6 +10,8 @@ use super::guest::{Guest, Wire};
 use super::namespace::{cable, isolated, run};
 use super::wishes::{adapter, external, manager, network};
 
+/// What the host sends from on a bridge.
+const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 88];
 /// An address of the host that is on no network of ours.
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
@@ -85,6 +87,15 @@ fn the_host_hears_internal_guests_alone() {
                     .frame(b"External"),
                 );
             } else {
+                // Not even by way of a group address that the bridge hands to
+                // the host unseen, under a forged name.
+                let aside = Udp {
+                    from: [2, 0, 0, 0, 0, 99],
+                    to: [1, 0x80, 0xc2, 0, 0, 2],
+                    source: Ipv4Addr::new(10, number, 0, 99),
+                    ..to_host
+                };
+                guest.send(&aside.frame(b"aside"));
                 guest.send(&to_host.frame(format!("guest {number}").as_bytes()));
             }
             guests.push((guest, bridge, spec, ip));
@@ -99,8 +110,9 @@ fn the_host_hears_internal_guests_alone() {
             let (guest, bridge, spec, ip) = &mut guests[usize::from(number) - 1];
             let mac = spec.mac.bytes();
             guest.send(&arp(mac, mac, *ip, HOST));
+            let mut far = (number == 2).then(|| Wire::open("far0"));
             let mut host = Wire::open(bridge.as_str());
-            host.send(&arp([2, 0, 0, 0, 0, 88], [2, 0, 0, 0, 0, 88], HOST, *ip));
+            host.send(&arp(HOST_MAC, HOST_MAC, HOST, *ip));
             let neighbour = adapter(50 + number, Some(Ipv4Addr::new(10, number, 0, 50)));
             let tap = manager
                 .ensure_adapter(&network(number, kind), &neighbour)
@@ -116,6 +128,13 @@ fn the_host_hears_internal_guests_alone() {
             other.send(&marker);
             let heard = guest.until("the neighbour", |frame| frame == marker);
             assert_eq!(heard.len(), 1, "{heard:02x?}");
+            if let Some(far) = &mut far {
+                let heard = far.until("the neighbour", |frame| frame == marker);
+                assert!(
+                    heard.iter().all(|frame| frame[6..12] != HOST_MAC),
+                    "{heard:02x?}"
+                );
+            }
             let addresses = run("ip", &["-o", "address", "show", "dev", bridge.as_str()]);
             assert_eq!(addresses, "");
         }

@@ -14,18 +14,29 @@ use super::wishes::{TAP_OWNER, adapter, external, manager, network};
 
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 20);
 
-/// Interfaces with their numbers and flags, and the packet filter with its
+/// Interfaces, one in a line, without what the kernel changes a moment later
+/// by itself (carrier, operational state).
+fn interfaces() -> String {
+    let links: serde_json::Value = serde_json::from_str(&run("ip", &["-j", "link"])).unwrap();
+    let line = |link: &serde_json::Value| {
+        let up = link["flags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|flag| flag == "UP");
+        let facts = ["ifindex", "ifname", "ifalias", "address", "mtu", "master"]
+            .map(|key| link[key].to_string());
+        format!("{} up={up}\n", facts.join(" "))
+    };
+    links.as_array().unwrap().iter().map(line).collect()
+}
+
+/// Interfaces with their numbers, addresses, and the packet filter with its
 /// handles: any change shows.
 fn everything() -> String {
-    let filter = run(
-        "sh",
-        &["-c", "nft -a list table bridge paddock 2>&1 || true"],
-    );
-    format!(
-        "{}{}{filter}",
-        run("ip", &["-o", "link"]),
-        run("ip", &["-o", "address"])
-    )
+    let filter = run("nft", &["-a", "list", "table", "bridge", "paddock"]);
+    let addresses = run("ip", &["-4", "-o", "address"]);
+    format!("{}{addresses}{filter}", interfaces())
 }
 
 #[test]
@@ -135,8 +146,7 @@ fn what_is_listed_tells_whose_it_is() {
 fn removal_leaves_nothing() {
     isolated("lifecycle::removal_leaves_nothing", || async {
         cable(1500);
-        let bare = || run("ip", &["-br", "link"]);
-        let before = bare();
+        let before = interfaces();
         let manager = manager().await;
         let wish = network(9, external("lan0"));
         let bridge = manager.ensure_network(&wish).await.unwrap();
@@ -171,7 +181,7 @@ fn removal_leaves_nothing() {
         );
         manager.remove_adapter(&other).await.unwrap();
         manager.remove_network(&wish.id).await.unwrap();
-        assert_eq!(bare(), before);
+        assert_eq!(interfaces(), before);
         assert_eq!(run("nft", &["list", "ruleset"]), "");
         // And once more, of what is gone.
         manager.remove_adapter(&tap).await.unwrap();
@@ -288,4 +298,71 @@ fn an_open_tap_is_not_given_to_another_user() {
             assert!(link.contains("user 4243"), "{link}");
         },
     );
+}
+
+#[test]
+fn the_host_forwards_nothing_and_has_no_ipv6() {
+    isolated(
+        "lifecycle::the_host_forwards_nothing_and_has_no_ipv6",
+        || async {
+            for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                std::fs::write(format!("/proc/sys/net/{family}"), "1").unwrap();
+            }
+            let manager = manager().await;
+            let setting = |interface: &str, name: &str| {
+                let path = format!("/proc/sys/net/{}", name.replace("IF", interface));
+                std::fs::read_to_string(path).unwrap().trim().to_owned()
+            };
+            let names = [
+                "ipv4/conf/IF/forwarding",
+                "ipv4/conf/IF/arp_ignore",
+                "ipv6/conf/IF/disable_ipv6",
+            ];
+            for (number, kind, expected) in [
+                (7, NetworkKind::Internal, ["0", "1", "1"]),
+                (8, NetworkKind::Private, ["0", "8", "1"]),
+            ] {
+                let wish = network(number, kind);
+                let bridge = manager.ensure_network(&wish).await.unwrap();
+                assert_eq!(names.map(|name| setting(bridge.as_str(), name)), expected);
+                let tap = manager
+                    .ensure_adapter(&wish, &adapter(number, None))
+                    .await
+                    .unwrap();
+                assert_eq!(setting(tap.as_str(), names[1]), "8");
+                assert_eq!(setting(tap.as_str(), names[2]), "1");
+            }
+        },
+    );
+}
+
+#[test]
+fn an_adapter_moves_to_another_network() {
+    isolated("lifecycle::an_adapter_moves_to_another_network", || async {
+        let manager = manager().await;
+        let (from, to) = (
+            network(7, NetworkKind::Internal),
+            network(8, NetworkKind::Private),
+        );
+        manager.ensure_network(&from).await.unwrap();
+        manager.ensure_network(&to).await.unwrap();
+        let tap = manager
+            .ensure_adapter(&from, &adapter(1, Some(OWN)))
+            .await
+            .unwrap();
+        let hosted =
+            || run("nft", &["list", "set", "bridge", "paddock", "hosted"]).contains(tap.as_str());
+        assert!(hosted());
+        let moved = adapter(1, Some(Ipv4Addr::new(10, 8, 0, 20)));
+        assert_eq!(manager.ensure_adapter(&to, &moved).await.unwrap(), tap);
+        let link = run("ip", &["-o", "link", "show", "dev", tap.as_str()]);
+        let bridge = paddock_net::BridgeName::of(&to.id);
+        assert!(
+            link.contains(&format!("master {bridge}")) && link.contains(",UP"),
+            "{link}"
+        );
+        assert!(!hosted());
+        let found = manager.list().await.unwrap().taps;
+        assert_eq!(found[0].bridge.as_ref(), Some(&bridge));
+    });
 }

@@ -73,8 +73,12 @@ fn an_assigned_adapter_sends_as_itself_alone() {
 
             let mut reply = arp(A, A, PEER, OWN);
             reply[21] = 2;
-            let mut odd_hardware = arp(A, A, OWN, PEER);
-            odd_hardware[15] = 6;
+            // An ARP request whose header says other than Ethernet and IPv4.
+            let odd = |at: usize, value: u8| {
+                let mut frame = arp(A, A, OWN, PEER);
+                frame[at] = value;
+                frame
+            };
             let tagged = [&[0, 5, 8, 0][..], &udp(A, OWN, 1, 2).packet(b"tagged")].concat();
             let forged = [
                 ("MAC", udp(OTHER, OWN, 1, 2).frame(b"forged MAC")),
@@ -96,7 +100,10 @@ fn an_assigned_adapter_sends_as_itself_alone() {
                 ),
                 ("ARP probe with another MAC", arp(A, OTHER, NONE, PEER)),
                 ("ARP reply for the peer", reply),
-                ("ARP of other hardware", odd_hardware),
+                ("ARP of other hardware", odd(15, 6)),
+                ("ARP of another protocol", odd(16, 9)),
+                ("ARP of longer hardware addresses", odd(18, 8)),
+                ("ARP of longer protocol addresses", odd(19, 16)),
                 (
                     "ARP cut short",
                     ethernet(BROADCAST, A, 0x0806, &[0, 1, 8, 0, 6, 4])[..20].to_vec(),
