@@ -674,8 +674,7 @@ impl Draft<'_> {
             );
             return;
         }
-        let removes = self.s.disk.spec.reclaim_policy == ReclaimPolicy::Delete
-            && self.s.disk.spec.file.mode == FileMode::Create;
+        let removes = self.s.disk.spec.reclaim_policy == ReclaimPolicy::Delete;
         if self.plan.status.file.is_none() || !self.wants_removal(removes) {
             if has_finalizer(&self.s.disk.metadata, DISK_FINALIZER) {
                 self.plan.after.push(Action::RemoveFinalizer);

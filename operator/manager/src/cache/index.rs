@@ -1,0 +1,504 @@
+//! What refers to what, kept up to date with every change, and what follows from one.
+
+use super::{
+    Follow, World,
+    table::{Change, Kept, Table},
+};
+use crate::queue::Work;
+use paddock_crds::{
+    Host, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualMachineInstance,
+    VirtualNetwork, virtual_hard_disk::OwnerKind,
+};
+use paddock_planner::{
+    ObjectKey,
+    address::{AddressClaims, Mac, MacClaims, Source},
+    disk, identity,
+    machine::Reservation,
+    resolve,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::Hash,
+    net::Ipv4Addr,
+};
+
+/// Sets by key; an empty set takes no room.
+struct Sets<K>(HashMap<K, BTreeSet<ObjectKey>>);
+
+impl<K> Default for Sets<K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash> Sets<K> {
+    fn insert(&mut self, key: K, member: &ObjectKey) {
+        self.0.entry(key).or_default().insert(member.clone());
+    }
+
+    fn remove(&mut self, key: &K, member: &ObjectKey) {
+        if let Some(set) = self.0.get_mut(key) {
+            set.remove(member);
+            if set.is_empty() {
+                self.0.remove(key);
+            }
+        }
+    }
+
+    fn get<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> impl Iterator<Item = &ObjectKey>
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        self.0.get(key).into_iter().flatten()
+    }
+}
+
+/// What a plan took before the API shows it.
+pub struct Reserved {
+    /// UID of the machine.
+    pub uid: String,
+    /// What it takes.
+    pub what: Reservation,
+}
+
+/// What refers to what.
+#[derive(Default)]
+pub struct Index {
+    disk_users: Sets<ObjectKey>,
+    network_users: Sets<ObjectKey>,
+    attached: Sets<String>,
+    instances_on: Sets<String>,
+    tasks_of: Sets<String>,
+    tasks_on: Sets<String>,
+    files: Sets<(String, String)>,
+    /// Who holds which MAC address.
+    pub macs: MacClaims,
+    /// Who holds which IP address.
+    pub addresses: AddressClaims,
+    reserved: BTreeMap<ObjectKey, Reserved>,
+    reserved_disks: HashMap<ObjectKey, ObjectKey>,
+    task_disks: HashMap<ObjectKey, ObjectKey>,
+}
+
+impl Index {
+    /// Machines that name a disk.
+    pub fn users_of_disk(&self, disk: &ObjectKey) -> impl Iterator<Item = &ObjectKey> {
+        self.disk_users.get(disk)
+    }
+
+    /// Machines with an adapter in a network.
+    pub fn users_of_network(&self, network: &ObjectKey) -> impl Iterator<Item = &ObjectKey> {
+        self.network_users.get(network)
+    }
+
+    /// Disks attached to the owner with a UID.
+    pub fn attached_to(&self, uid: &str) -> impl Iterator<Item = &ObjectKey> {
+        self.attached.get(uid)
+    }
+
+    /// Instances on a host.
+    pub fn instances_on(&self, host: &str) -> impl Iterator<Item = &ObjectKey> {
+        self.instances_on.get(host)
+    }
+
+    /// Tasks of the disk with a UID.
+    pub fn tasks_of(&self, uid: &str) -> impl Iterator<Item = &ObjectKey> {
+        self.tasks_of.get(uid)
+    }
+
+    /// How many tasks each host works on.
+    #[must_use]
+    pub fn busy(&self) -> BTreeMap<String, usize> {
+        self.tasks_on
+            .0
+            .iter()
+            .map(|(host, tasks)| (host.clone(), tasks.len()))
+            .collect()
+    }
+
+    /// Disks with a task on a host.
+    pub fn disks_at_work_on(&self, host: &str) -> impl Iterator<Item = &ObjectKey> {
+        self.tasks_on
+            .get(host)
+            .filter_map(|task| self.task_disks.get(task))
+    }
+
+    /// Disks whose spec names a file.
+    pub fn disks_with_file(&self, file: &(String, String)) -> impl Iterator<Item = &ObjectKey> {
+        self.files.get(file)
+    }
+
+    /// What plans took, by machine.
+    pub fn reservations(&self) -> impl Iterator<Item = (&ObjectKey, &Reserved)> {
+        self.reserved.iter()
+    }
+
+    /// The machine whose plan is just taking a disk.
+    #[must_use]
+    pub fn reserver_of(&self, disk: &ObjectKey) -> Option<&ObjectKey> {
+        self.reserved_disks.get(disk)
+    }
+
+    /// Replaces what a machine's plan took.
+    pub fn reserve(&mut self, machine: &ObjectKey, uid: &str, what: Option<Reservation>) {
+        if let Some(old) = self.reserved.remove(machine) {
+            for disk in old.what.disks {
+                self.reserved_disks
+                    .remove(&ObjectKey::new(&machine.namespace, &disk));
+            }
+        } else if what.is_none() {
+            return;
+        }
+        let network = |name: &str| ObjectKey::new(&machine.namespace, name);
+        let (macs, addresses) = what.as_ref().map_or((vec![], vec![]), |w| {
+            (
+                w.macs.clone(),
+                w.addresses
+                    .iter()
+                    .map(|(name, address)| (network(name), *address))
+                    .collect(),
+            )
+        });
+        self.macs.replace(machine, Source::Planned, None, macs);
+        self.addresses
+            .replace(machine, Source::Planned, None, addresses);
+        if let Some(what) = what {
+            for disk in &what.disks {
+                self.reserved_disks
+                    .insert(ObjectKey::new(&machine.namespace, disk), machine.clone());
+            }
+            self.reserved.insert(
+                machine.clone(),
+                Reserved {
+                    uid: uid.to_owned(),
+                    what,
+                },
+            );
+        }
+    }
+}
+
+fn macs<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Mac> {
+    texts.filter_map(|text| text.parse().ok()).collect()
+}
+
+impl Kept for VirtualMachine {
+    const PLURAL: &'static str = "virtualmachines";
+
+    fn table(world: &mut World) -> &mut Table<Self> {
+        &mut world.machines
+    }
+
+    fn follow(world: &mut World, change: &Change<Self>) -> Vec<Follow> {
+        let key = &change.key;
+        let index = &mut world.index;
+        let mut follow = vec![Follow::Now(Work::Machine(key.clone()))];
+        let sibling = |name: &str| ObjectKey::new(&key.namespace, name);
+        let networks = |vm: &Self| -> Vec<ObjectKey> {
+            let named = vm
+                .spec
+                .network_adapters
+                .iter()
+                .filter_map(|a| a.virtual_network_ref.as_ref())
+                .map(|r| sibling(&r.name));
+            let given = vm
+                .status
+                .iter()
+                .flat_map(|s| &s.network_adapters)
+                .filter_map(|a| a.virtual_network.as_deref())
+                .map(sibling);
+            named.chain(given).collect()
+        };
+        if let Some(old) = &change.old {
+            for disk in &old.spec.disks {
+                index
+                    .disk_users
+                    .remove(&sibling(&disk.virtual_hard_disk_ref.name), key);
+            }
+            for network in networks(old) {
+                index.network_users.remove(&network, key);
+            }
+        }
+        let mut spec_macs = Vec::new();
+        let mut status_macs = Vec::new();
+        let mut addresses = Vec::new();
+        let mut created = None;
+        match &change.new {
+            Some(new) => {
+                created = resolve::created(new);
+                for disk in &new.spec.disks {
+                    index
+                        .disk_users
+                        .insert(sibling(&disk.virtual_hard_disk_ref.name), key);
+                }
+                for network in networks(new) {
+                    index.network_users.insert(network, key);
+                }
+                spec_macs = macs(
+                    new.spec
+                        .network_adapters
+                        .iter()
+                        .filter_map(|a| a.mac_address.as_deref()),
+                );
+                let assigned = new.status.iter().flat_map(|s| &s.network_adapters);
+                status_macs = macs(assigned.clone().map(|a| a.mac_address.as_str()));
+                addresses = assigned
+                    .filter_map(|a| {
+                        let network = sibling(a.virtual_network.as_deref()?);
+                        Some((network, a.ip_address.as_deref()?.parse().ok()?))
+                    })
+                    .collect::<Vec<(ObjectKey, Ipv4Addr)>>();
+            }
+            None => {
+                // Its memory, disks and addresses may be what another waits for.
+                follow.push(Follow::Pending);
+                index.reserve(key, "", None);
+                world.pending_machines.remove(key);
+                if let Some(old) = &change.old {
+                    world.never_ordered.remove(identity::uid(&old.metadata));
+                }
+            }
+        }
+        let spec_changed = match (&change.old, &change.new) {
+            (Some(old), Some(new)) => old.metadata.generation != new.metadata.generation,
+            _ => false,
+        };
+        if spec_changed {
+            // It may have given up an address or a disk that another waits for.
+            follow.push(Follow::Pending);
+        }
+        index.macs.replace(key, Source::Spec, created, spec_macs);
+        index
+            .macs
+            .replace(key, Source::Status, created, status_macs);
+        index
+            .addresses
+            .replace(key, Source::Status, created, addresses);
+        let of = |vm: &Option<std::sync::Arc<Self>>| {
+            vm.as_ref()
+                .and_then(|vm| vm.status.as_ref())
+                .map(|s| s.network_adapters.clone())
+                .unwrap_or_default()
+        };
+        if of(&change.old) != of(&change.new) {
+            let both = change.old.iter().chain(&change.new);
+            let touched: BTreeSet<ObjectKey> = both.flat_map(|vm| networks(vm)).collect();
+            follow.extend(touched.into_iter().map(Follow::Count));
+        }
+        follow
+    }
+}
+
+impl Kept for VirtualMachineInstance {
+    const PLURAL: &'static str = "virtualmachineinstances";
+
+    fn table(world: &mut World) -> &mut Table<Self> {
+        &mut world.instances
+    }
+
+    fn follow(world: &mut World, change: &Change<Self>) -> Vec<Follow> {
+        let key = &change.key;
+        let index = &mut world.index;
+        let mut follow = vec![Follow::Now(Work::Machine(key.clone()))];
+        if let Some(old) = &change.old {
+            index.instances_on.remove(&old.spec.host, key);
+        }
+        let mut held_macs = Vec::new();
+        let mut addresses = Vec::new();
+        let mut created = None;
+        match &change.new {
+            Some(new) => {
+                index.instances_on.insert(new.spec.host.clone(), key);
+                created = new.metadata.creation_timestamp.as_ref().map(|t| t.0);
+                let adapters = &new.spec.config.network_adapters;
+                held_macs = macs(adapters.iter().map(|a| a.mac_address.as_str()));
+                addresses = adapters
+                    .iter()
+                    .filter_map(|a| {
+                        // The instance names a network as namespace/name.
+                        let (namespace, name) = a.network.as_ref()?.name.split_once('/')?;
+                        let network = ObjectKey::new(namespace, name);
+                        Some((network, a.ip_address.as_deref()?.parse().ok()?))
+                    })
+                    .collect::<Vec<(ObjectKey, Ipv4Addr)>>();
+            }
+            None => follow.push(Follow::Pending),
+        }
+        index
+            .macs
+            .replace(key, Source::Instance, created, held_macs);
+        index
+            .addresses
+            .replace(key, Source::Instance, created, addresses);
+        follow
+    }
+}
+
+impl Kept for VirtualHardDisk {
+    const PLURAL: &'static str = "virtualharddisks";
+
+    fn table(world: &mut World) -> &mut Table<Self> {
+        &mut world.disks
+    }
+
+    fn follow(world: &mut World, change: &Change<Self>) -> Vec<Follow> {
+        let key = &change.key;
+        let index = &mut world.index;
+        let mut follow = vec![Follow::Now(Work::Disk(key.clone()))];
+        let mut machines: BTreeSet<ObjectKey> = index.disk_users.get(key).cloned().collect();
+        let holder = |disk: &Self| disk.status.as_ref().and_then(|s| s.attachment.clone());
+        let named_file = |disk: &Self| {
+            let path = disk.spec.file.path.clone()?;
+            Some((disk.spec.file.pool.clone(), path))
+        };
+        if let Some(old) = &change.old {
+            if let Some(a) = holder(old) {
+                index.attached.remove(&a.owner.uid, key);
+                if a.owner.kind == OwnerKind::VirtualMachine {
+                    machines.insert(ObjectKey::new(&key.namespace, &a.owner.name));
+                }
+            }
+            if let Some(file) = named_file(old) {
+                index.files.remove(&file, key);
+            }
+        }
+        match &change.new {
+            Some(new) => {
+                if let Some(a) = holder(new) {
+                    index.attached.insert(a.owner.uid.clone(), key);
+                    if a.owner.kind == OwnerKind::VirtualMachine {
+                        machines.insert(ObjectKey::new(&key.namespace, &a.owner.name));
+                    }
+                }
+                if let Some(file) = named_file(new) {
+                    index.files.insert(file, key);
+                }
+            }
+            None => {
+                follow.push(Follow::Pending);
+                world.pending_disks.remove(key);
+                if let Some(old) = &change.old {
+                    world.creation_refused.remove(identity::uid(&old.metadata));
+                }
+            }
+        }
+        follow.extend(machines.into_iter().map(|m| Follow::Now(Work::Machine(m))));
+        follow
+    }
+}
+
+impl Kept for VirtualHardDiskTask {
+    const PLURAL: &'static str = "virtualharddisktasks";
+
+    fn table(world: &mut World) -> &mut Table<Self> {
+        &mut world.tasks
+    }
+
+    fn follow(world: &mut World, change: &Change<Self>) -> Vec<Follow> {
+        let key = &change.key;
+        let index = &mut world.index;
+        let mut follow = Vec::new();
+        let parent = |task: &Self| {
+            let owners = task.metadata.owner_references.iter().flatten();
+            owners
+                .filter(|o| o.controller == Some(true))
+                .map(|o| o.uid.clone())
+                .next()
+        };
+        let at_work = |task: &Self| {
+            let status = task.status.as_ref()?;
+            status.host.clone().filter(|_| !disk::is_over(task))
+        };
+        if let Some(old) = &change.old {
+            if let Some(uid) = parent(old) {
+                index.tasks_of.remove(&uid, key);
+            }
+            if let Some(host) = at_work(old) {
+                index.tasks_on.remove(&host, key);
+            }
+            index.task_disks.remove(key);
+        }
+        if let Some(new) = &change.new {
+            if let Some(uid) = parent(new) {
+                index.tasks_of.insert(uid, key);
+            }
+            if let Some(host) = at_work(new) {
+                index.tasks_on.insert(host, key);
+            }
+            let disk = ObjectKey::new(&key.namespace, &new.spec.virtual_hard_disk_ref.name);
+            index.task_disks.insert(key.clone(), disk);
+        }
+        if let Some(task) = change.new.as_ref().or(change.old.as_ref()) {
+            let disk = ObjectKey::new(&key.namespace, &task.spec.virtual_hard_disk_ref.name);
+            follow.push(Follow::Now(Work::Disk(disk)));
+        }
+        follow
+    }
+}
+
+impl Kept for VirtualNetwork {
+    const PLURAL: &'static str = "virtualnetworks";
+
+    fn table(world: &mut World) -> &mut Table<Self> {
+        &mut world.networks
+    }
+
+    fn follow(world: &mut World, change: &Change<Self>) -> Vec<Follow> {
+        let mut follow = vec![Follow::Now(Work::Network(change.key.clone()))];
+        let same_spec = match (&change.old, &change.new) {
+            (Some(old), Some(new)) => old.spec == new.spec,
+            _ => false,
+        };
+        if !same_spec {
+            let users = world.index.network_users.get(&change.key);
+            follow.extend(users.map(|m| Follow::Now(Work::Machine(m.clone()))));
+        }
+        follow
+    }
+}
+
+impl Kept for Host {
+    const PLURAL: &'static str = "hosts";
+
+    fn table(world: &mut World) -> &mut Table<Self> {
+        &mut world.hosts
+    }
+
+    fn follow(world: &mut World, change: &Change<Self>) -> Vec<Follow> {
+        let host = &change.key.name;
+        let mut follow = vec![
+            Follow::Now(Work::Host(host.clone())),
+            // Room, a pool or an uplink may be what something waits for.
+            Follow::Pending,
+        ];
+        let gist = |h: &Option<std::sync::Arc<Self>>| {
+            h.as_ref().map(|h| {
+                (
+                    identity::deleting(&h.metadata),
+                    h.status
+                        .as_ref()
+                        .map(|s| (s.out_of_service_epoch, s.host_epoch, s.capacity.is_some())),
+                )
+            })
+        };
+        if gist(&change.old) != gist(&change.new) {
+            let on = world.index.instances_on.get(host);
+            follow.extend(on.map(|m| Follow::Now(Work::Machine(m.clone()))));
+            let held = world.disks.all().filter(|(_, disk)| {
+                let attachment = disk.status.as_ref().and_then(|s| s.attachment.as_ref());
+                attachment.is_some_and(|a| a.host == *host)
+            });
+            follow.extend(held.flat_map(|(key, disk)| {
+                let attachment = disk.status.as_ref().and_then(|s| s.attachment.as_ref());
+                let owner = attachment
+                    .filter(|a| a.owner.kind == OwnerKind::VirtualMachine)
+                    .map(|a| ObjectKey::new(&key.namespace, &a.owner.name));
+                owner
+                    .map(|m| Follow::Now(Work::Machine(m)))
+                    .into_iter()
+                    .chain([Follow::Now(Work::Disk(key.clone()))])
+            }));
+        }
+        follow
+    }
+}

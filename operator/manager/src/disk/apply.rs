@@ -1,0 +1,180 @@
+//! The steps of a disk's plan, in order, with its status between them; the first that fails ends it.
+
+use super::fetch::Planned;
+use crate::{controller::Context, queue::Work, write::WriteError};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use paddock_crds::{
+    VirtualHardDisk, VirtualHardDiskStatus, VirtualHardDiskTask, VirtualHardDiskTaskSpec,
+    names::{DISK_FINALIZER, TASK_FINALIZER, condition::READY},
+    reference::condition,
+    virtual_hard_disk::DiskState,
+};
+use paddock_planner::{ObjectKey, disk::Action, identity::uid};
+use serde_json::json;
+use std::{sync::Arc, time::Instant};
+
+/// Applies a plan.
+pub async fn apply(context: &Context, key: &ObjectKey, planned: &Planned) -> Result<(), WriteError> {
+    let id = uid(&planned.disk.metadata);
+    for action in &planned.plan.before {
+        step(context, key, planned, action).await?;
+    }
+    write_status(context, planned).await?;
+    if let Some((reason, message)) = &planned.plan.note {
+        context
+            .events
+            .tell(planned.disk.as_ref(), false, reason, message);
+    }
+    if planned.retries {
+        context.retries.tried(id);
+    }
+    for action in &planned.plan.after {
+        step(context, key, planned, action).await?;
+    }
+    if planned.plan.retry {
+        let wait = context.retries.failed(id, Instant::now());
+        context.queue.add_after(Work::Disk(key.clone()), wait);
+    } else if planned.plan.status.file.is_some() {
+        context.retries.forget(id);
+    }
+    Ok(())
+}
+
+fn current(context: &Context, planned: &Planned) -> Result<Arc<VirtualHardDisk>, WriteError> {
+    let key = ObjectKey::of(&planned.disk.metadata);
+    let found = context.cache.world().disks.get(&key).cloned();
+    found
+        .filter(|d| uid(&d.metadata) == uid(&planned.disk.metadata))
+        .ok_or_else(|| WriteError::Gone(key.to_string()))
+}
+
+async fn write_status(context: &Context, planned: &Planned) -> Result<(), WriteError> {
+    let wanted = &planned.plan.status;
+    if planned.disk.status.as_ref() == Some(wanted) {
+        return Ok(());
+    }
+    let now = current(context, planned)?;
+    if now.status != planned.disk.status {
+        // A machine's plan has written it meanwhile: decide anew.
+        return Err(WriteError::Conflict(format!(
+            "virtualharddisks {}",
+            ObjectKey::of(&now.metadata)
+        )));
+    }
+    let mut changed = now.as_ref().clone();
+    changed.status = Some(wanted.clone());
+    context.writer.replace_status(&changed).await?;
+    tell(context, &planned.disk, wanted);
+    Ok(())
+}
+
+fn tell(context: &Context, disk: &VirtualHardDisk, wanted: &VirtualHardDiskStatus) {
+    let ready = |status: &VirtualHardDiskStatus| {
+        condition(&status.conditions, READY).map(|c| (c.reason.clone(), c.message.clone()))
+    };
+    let before = disk.status.as_ref().and_then(ready);
+    let Some((reason, message)) = ready(wanted) else {
+        return;
+    };
+    let told = matches!(
+        wanted.state,
+        DiskState::Ready | DiskState::Attached | DiskState::Failed
+    );
+    if told && before.is_none_or(|(old, _)| old != reason) {
+        let good = wanted.state != DiskState::Failed;
+        context.events.tell(disk, good, &reason, &message);
+    }
+}
+
+async fn step(
+    context: &Context,
+    key: &ObjectKey,
+    planned: &Planned,
+    action: &Action,
+) -> Result<(), WriteError> {
+    let writer = &context.writer;
+    let task = |name: &str| {
+        let key = ObjectKey::new(&key.namespace, name);
+        context.cache.world().tasks.get(&key).cloned()
+    };
+    match action {
+        Action::AddFinalizer => {
+            let disk = current(context, planned)?;
+            writer
+                .set_finalizer(disk.as_ref(), DISK_FINALIZER, true)
+                .await
+        }
+        Action::RemoveFinalizer => {
+            let disk = current(context, planned)?;
+            context.retries.forget(uid(&disk.metadata));
+            writer
+                .set_finalizer(disk.as_ref(), DISK_FINALIZER, false)
+                .await
+        }
+        Action::CreateTask { name, spec } => create(context, key, planned, name, spec).await,
+        Action::AssignTask {
+            name,
+            host,
+            host_epoch,
+        } => {
+            let key = ObjectKey::new(&key.namespace, name);
+            let status = json!({"host": host, "hostEpoch": host_epoch});
+            writer
+                .apply_status::<VirtualHardDiskTask>(&key, status)
+                .await
+                .map(|_| ())
+        }
+        Action::DeleteTask { name } => match task(name) {
+            Some(task) => writer.delete(task.as_ref()).await,
+            None => Ok(()),
+        },
+        Action::DiscardTask { name } => {
+            // Without its finalizer first, so that deleting it ends it in the same moment.
+            if let Some(found) = task(name) {
+                writer
+                    .set_finalizer(found.as_ref(), TASK_FINALIZER, false)
+                    .await?;
+            }
+            match task(name) {
+                Some(found) => writer.delete(found.as_ref()).await,
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+async fn create(
+    context: &Context,
+    key: &ObjectKey,
+    planned: &Planned,
+    name: &str,
+    spec: &VirtualHardDiskTaskSpec,
+) -> Result<(), WriteError> {
+    let task = VirtualHardDiskTask {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(key.namespace.clone()),
+            finalizers: Some(vec![TASK_FINALIZER.to_owned()]),
+            owner_references: planned
+                .disk
+                .controller_owner_ref(&())
+                .map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: spec.clone(),
+        status: None,
+    };
+    match context.writer.create(&task).await {
+        Err(WriteError::Terminating(_)) => {
+            let mut world = context.cache.world();
+            world
+                .creation_refused
+                .insert(uid(&planned.disk.metadata).to_owned());
+            drop(world);
+            context.queue.add(Work::Disk(key.clone()));
+            Ok(())
+        }
+        result => result.map(|_| ()),
+    }
+}

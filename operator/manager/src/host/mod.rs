@@ -1,0 +1,96 @@
+//! Hosts: their leases are made, and the operator's part of their status is written.
+
+use crate::{
+    cache::World,
+    controller::{Context, ReconcileError, now},
+    lease_watch,
+};
+use paddock_crds::{Host, host::HostStatus};
+use paddock_planner::{
+    ObjectKey, disk,
+    host::{self, OperatorPart},
+};
+use serde_json::json;
+
+/// Looks at one host.
+pub async fn reconcile(context: &Context, name: &str) -> Result<(), ReconcileError> {
+    let key = ObjectKey::new("", name);
+    let (found, plan) = {
+        let world = context.cache.world();
+        let Some(found) = world.hosts.get(&key).cloned() else {
+            return Ok(());
+        };
+        let highest = highest_epoch(&world, name);
+        let plan = host::decide(&found, world.leases.get(name), highest, &now());
+        (found, plan)
+    };
+    if let Some(epoch) = plan.create_lease {
+        lease_watch::create(context, name, epoch)
+            .await
+            .map_err(|message| ReconcileError::Lease {
+                host: name.to_owned(),
+                message,
+            })?;
+    }
+    let unset = HostStatus::default();
+    let status = found.status.as_ref().unwrap_or(&unset);
+    let before = OperatorPart::of(status);
+    if before.as_ref() != Some(&plan.part) {
+        let part = &plan.part;
+        let mut wanted = json!({
+            "state": part.state,
+            "conditions": [part.ready],
+        });
+        let optional = [
+            ("hostEpoch", part.host_epoch.map(|v| json!(v))),
+            (
+                "outOfServiceToken",
+                part.out_of_service_token.as_ref().map(|v| json!(v)),
+            ),
+            (
+                "outOfServiceEpoch",
+                part.out_of_service_epoch.map(|v| json!(v)),
+            ),
+        ];
+        for (field, value) in optional {
+            if let Some(value) = value {
+                wanted[field] = value;
+            }
+        }
+        context.writer.apply_status::<Host>(&key, wanted).await?;
+        let passed = before.as_ref().map(|b| &b.ready.reason) != Some(&part.ready.reason);
+        if passed && before.is_some() {
+            let good = part.ready.status == "True";
+            context.events.tell(
+                found.as_ref(),
+                good,
+                &part.ready.reason,
+                &part.ready.message,
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The highest epoch that anything on a host names.
+fn highest_epoch(world: &World, name: &str) -> i64 {
+    let instances = world
+        .index
+        .instances_on(name)
+        .filter_map(|key| world.instances.get(key))
+        .map(|i| i.spec.host_epoch);
+    let attachments = world.disks.all().filter_map(|(_, d)| {
+        let a = d.status.as_ref()?.attachment.as_ref()?;
+        (a.host == name).then_some(a.host_epoch)
+    });
+    let tasks = world.tasks.all().filter_map(|(_, t)| {
+        let status = t.status.as_ref()?;
+        let here = status.host.as_deref() == Some(name) && !disk::is_over(t);
+        status.host_epoch.filter(|_| here)
+    });
+    instances
+        .chain(attachments)
+        .chain(tasks)
+        .max()
+        .unwrap_or(0)
+}
