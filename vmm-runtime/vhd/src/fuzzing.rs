@@ -1,7 +1,7 @@
 //! What the fuzz targets call. Not part of the library proper: compiled only
 //! with `--cfg fuzzing`.
 
-use crate::block::{BlockDevice, IoError, IoErrorKind};
+use crate::block::{IoError, IoErrorKind};
 use crate::format::footer::{self, Footer};
 use crate::format::header::{self, Header};
 use crate::gate::Gate;
