@@ -1,0 +1,381 @@
+//! Carries tasks out: each in a job of its own, two at work at once, one report per result.
+
+use super::core::{CANCELLED, Next, next};
+use crate::{
+    instance::{core::Failure, status::shorten},
+    lease::Holding,
+    metrics::Metrics,
+};
+use futures::{Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use kube::{ResourceExt, runtime::watcher::Event as WatchEvent};
+use paddock_crds::{
+    VirtualHardDiskTask,
+    virtual_hard_disk_task::{TaskResult, TaskState},
+};
+use serde::Serialize;
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
+use tracing::{info, warn};
+
+/// Tasks at work at once: two keep a disk busy.
+pub const AT_ONCE: usize = 2;
+/// A task is reported as running when it takes longer than this.
+const QUIET: Duration = Duration::from_secs(1);
+/// From one report of progress to the next.
+const PROGRESS_EACH: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_secs(1);
+const CALL_LIMIT: Duration = Duration::from_secs(15);
+const MAX_MESSAGE: usize = 1024;
+
+/// Which task.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TaskKey {
+    /// Its uid.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// The agent's part of a task's status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// How far it is.
+    pub state: TaskState,
+    /// Per cent done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress_percent: Option<i32>,
+    /// Why it failed, in a word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Why it failed, in a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// What it made or found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<TaskResult>,
+}
+
+/// Why a report was not written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskWriteError {
+    /// There is no such task any more.
+    Gone,
+    /// Another reason.
+    Failed(String),
+}
+
+/// Tasks in the API.
+pub trait TaskApi: Send + Sync + 'static {
+    /// Reads a task with quorum; `None` when there is none of this uid.
+    fn read<'a>(
+        &'a self,
+        key: &'a TaskKey,
+    ) -> BoxFuture<'a, Result<Option<VirtualHardDiskTask>, String>>;
+    /// Writes the agent's part of its status.
+    fn report<'a>(
+        &'a self,
+        key: &'a TaskKey,
+        report: &'a Report,
+    ) -> BoxFuture<'a, Result<(), TaskWriteError>>;
+}
+
+/// How a job and its work talk while the work goes on.
+#[derive(Debug, Default)]
+pub struct Control {
+    cancelled: AtomicBool,
+    percent: AtomicU8,
+}
+
+impl Control {
+    /// Whether the work should end early.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Asks the work to end early.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells how far the work is.
+    pub fn set_progress(&self, done: u64, total: u64) {
+        let percent = (u128::from(done) * 100)
+            .checked_div(u128::from(total))
+            .unwrap_or(0)
+            .min(100);
+        // At most 100.
+        self.percent
+            .store(u8::try_from(percent).unwrap_or(100), Ordering::Relaxed);
+    }
+
+    fn percent(&self) -> u8 {
+        self.percent.load(Ordering::Relaxed)
+    }
+}
+
+/// Does the work of tasks.
+pub trait DiskWorker: Send + Sync + 'static {
+    /// Does it; may be called again for a task that an earlier agent was at work on.
+    fn perform(
+        &self,
+        task: Arc<VirtualHardDiskTask>,
+        control: Arc<Control>,
+    ) -> BoxFuture<'static, Result<TaskResult, Failure>>;
+}
+
+/// What jobs use.
+pub struct Surroundings {
+    /// This host.
+    pub host: String,
+    /// The API.
+    pub api: Arc<dyn TaskApi>,
+    /// Who works.
+    pub worker: Arc<dyn DiskWorker>,
+    /// The host's lease.
+    pub holding: Holding,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Bounds the tasks at work at once.
+    pub at_once: Arc<Semaphore>,
+}
+
+/// Runs the tasks of this host for ever.
+pub async fn run(
+    world: Arc<Surroundings>,
+    tasks: impl Stream<Item = WatchEvent<VirtualHardDiskTask>> + Send,
+) {
+    let mut jobs: HashMap<String, watch::Sender<Option<Arc<VirtualHardDiskTask>>>> = HashMap::new();
+    let mut running: FuturesUnordered<BoxFuture<'static, String>> = FuturesUnordered::new();
+    let mut listed: Vec<String> = Vec::new();
+    let mut tasks = pin!(tasks);
+    loop {
+        tokio::select! {
+            event = tasks.next() => match event {
+                None => return,
+                Some(WatchEvent::Init) => listed.clear(),
+                Some(WatchEvent::InitDone) => {
+                    for (uid, job) in &jobs {
+                        if !listed.contains(uid) {
+                            job.send_replace(None);
+                        }
+                    }
+                    listed.clear();
+                }
+                Some(WatchEvent::Delete(task)) => {
+                    if let Some(job) = task.uid().and_then(|uid| jobs.get(&uid)) {
+                        job.send_replace(None);
+                    }
+                }
+                Some(WatchEvent::InitApply(task) | WatchEvent::Apply(task)) => {
+                    let Some(key) = key(&task) else { continue };
+                    listed.push(key.uid.clone());
+                    let task = Arc::new(task);
+                    if let Some(job) = jobs.get(&key.uid) {
+                        job.send_replace(Some(task));
+                    } else if next(&task, &world.host, None) != Next::Done {
+                        let uid = key.uid.clone();
+                        let (sender, receiver) = watch::channel(Some(task));
+                        jobs.insert(uid.clone(), sender);
+                        let job: JoinHandle<()> = tokio::spawn(work_on(key, world.clone(), receiver));
+                        running.push(Box::pin(async move {
+                            if let Err(error) = job.await {
+                                warn!(uid, %error, "a task's job broke off");
+                            }
+                            uid
+                        }));
+                    }
+                }
+            },
+            Some(uid) = running.next() => {
+                jobs.remove(&uid);
+            }
+        }
+    }
+}
+
+fn key(task: &VirtualHardDiskTask) -> Option<TaskKey> {
+    Some(TaskKey {
+        uid: task.uid()?,
+        namespace: task.namespace()?,
+        name: task.name_any(),
+    })
+}
+
+type Latest = watch::Receiver<Option<Arc<VirtualHardDiskTask>>>;
+
+/// One task from its assignment to its result.
+async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
+    if allowed(&key, &world, &mut latest).await.is_none() {
+        return;
+    }
+    let Ok(_permit) = world.at_once.clone().acquire_owned().await else {
+        return;
+    };
+    // It may have changed while others worked; and only a read with quorum says that the task is still this host's.
+    let Some(task) = confirmed(&key, &world, &mut latest).await else {
+        return;
+    };
+    let action = task.spec.action;
+    info!(task = %key.name, namespace = %key.namespace, ?action, "working on a disk");
+    let control = Arc::new(Control::default());
+    let mut work = world.worker.perform(task, control.clone());
+    let mut pause = QUIET;
+    let mut told = None;
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut work => break outcome,
+            changed = latest.changed(), if !control.is_cancelled() => {
+                let deleted = match latest.borrow_and_update().as_ref() {
+                    Some(task) => task.metadata.deletion_timestamp.is_some(),
+                    None => true,
+                };
+                if deleted || changed.is_err() {
+                    control.cancel();
+                }
+            }
+            () = tokio::time::sleep(pause) => {
+                let percent = control.percent();
+                if told != Some(percent) {
+                    told = Some(percent);
+                    let report = Report {
+                        state: TaskState::Running,
+                        progress_percent: Some(percent.into()),
+                        ..Report::default()
+                    };
+                    // The next one says more; nothing depends on this one.
+                    if let Ok(Err(TaskWriteError::Failed(error))) =
+                        tokio::time::timeout(CALL_LIMIT, world.api.report(&key, &report)).await
+                    {
+                        warn!(task = %key.name, %error, "progress was not written");
+                    }
+                }
+                pause = PROGRESS_EACH;
+            }
+        }
+    };
+    let report = match outcome {
+        Ok(result) => {
+            world.metrics.tasks_succeeded.add(1);
+            info!(task = %key.name, namespace = %key.namespace, ?action, "the disk is done");
+            Report {
+                state: TaskState::Succeeded,
+                progress_percent: Some(100),
+                result: Some(result),
+                ..Report::default()
+            }
+        }
+        Err(failure) => {
+            world.metrics.tasks_failed.add(1);
+            warn!(task = %key.name, namespace = %key.namespace, ?action, reason = failure.reason, message = %failure.message, "the task failed");
+            failed(&failure)
+        }
+    };
+    write(&key, &world, &report).await;
+}
+
+/// Waits until the task may be worked on; `None` when it never will.
+async fn allowed(
+    key: &TaskKey,
+    world: &Surroundings,
+    latest: &mut Latest,
+) -> Option<Arc<VirtualHardDiskTask>> {
+    let mut epoch = world.holding.epoch();
+    loop {
+        let task = latest.borrow_and_update().clone()?;
+        let held = *epoch.borrow_and_update();
+        match next(&task, &world.host, held) {
+            Next::Work => return Some(task),
+            Next::Done => return None,
+            Next::Cancel => {
+                write(key, world, &cancelled()).await;
+                return None;
+            }
+            Next::Wait => {
+                tokio::select! {
+                    changed = latest.changed() => changed.ok()?,
+                    changed = epoch.changed() => changed.ok()?,
+                }
+            }
+        }
+    }
+}
+
+/// The task as a read with quorum shows it, once it may be worked on; `None` when it never will.
+async fn confirmed(
+    key: &TaskKey,
+    world: &Surroundings,
+    latest: &mut Latest,
+) -> Option<Arc<VirtualHardDiskTask>> {
+    loop {
+        match tokio::time::timeout(CALL_LIMIT, world.api.read(key)).await {
+            Ok(Ok(None)) => return None,
+            Ok(Ok(Some(task))) => {
+                let held = world.holding.held().map(|held| held.epoch);
+                match next(&task, &world.host, held) {
+                    Next::Work => return Some(Arc::new(task)),
+                    Next::Done => return None,
+                    Next::Cancel => {
+                        write(key, world, &cancelled()).await;
+                        return None;
+                    }
+                    Next::Wait => {
+                        allowed(key, world, latest).await?;
+                    }
+                }
+            }
+            Ok(Err(error)) => warn!(task = %key.name, %error, "the task could not be read"),
+            Err(_) => warn!(task = %key.name, "the task could not be read: no answer in time"),
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Writes a result until the API has taken it or the task is gone.
+async fn write(key: &TaskKey, world: &Surroundings, report: &Report) {
+    loop {
+        match tokio::time::timeout(CALL_LIMIT, world.api.report(key, report)).await {
+            Ok(Ok(())) => {
+                world.metrics.status_writes.add(1);
+                return;
+            }
+            Ok(Err(TaskWriteError::Gone)) => return,
+            Ok(Err(TaskWriteError::Failed(error))) => {
+                warn!(task = %key.name, %error, "the result was not written");
+            }
+            Err(_) => warn!(task = %key.name, "the result was not written: no answer in time"),
+        }
+        world.metrics.status_write_failures.add(1);
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn failed(failure: &Failure) -> Report {
+    Report {
+        state: TaskState::Failed,
+        reason: Some(failure.reason.to_owned()),
+        message: Some(shorten(&failure.message, MAX_MESSAGE)),
+        ..Report::default()
+    }
+}
+
+fn cancelled() -> Report {
+    failed(&Failure::new(
+        CANCELLED,
+        "the task was deleted before it was done",
+    ))
+}
