@@ -27,8 +27,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Accelerator", type_ = "string", json_path = ".status.accelerator", description = "What runs the guests' instructions"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.hostEpoch", description = "Rises each time the host was fenced", priority = 1),
-    printcolumn(name = "Pools", type_ = "string", json_path = ".status.pools[*].name", priority = 1),
-    printcolumn(name = "Uplinks", type_ = "string", json_path = ".status.uplinks[*].name", priority = 1),
+    printcolumn(name = "Backend", type_ = "string", json_path = ".status.backend", description = "Hollow: its guests are only pretended", priority = 1),
     printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
