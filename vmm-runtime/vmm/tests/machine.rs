@@ -1,6 +1,8 @@
 //! Whole machines: `paddock-vmm` with a real QEMU (emulating, so no KVM is needed), whose guests are boot sectors of a
 //! few instructions.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs::{self, Permissions};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
