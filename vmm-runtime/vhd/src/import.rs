@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::SeekFrom;
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::block::BlockDevice;
 use crate::create::{CreateError, CreateOptions, NewDisk};
@@ -27,6 +28,9 @@ pub struct ImportOptions {
     pub size: Option<DiskSize>,
     /// What the SHA-256 of the whole source must be.
     pub sha256: Option<[u8; 32]>,
+    /// The identity of the new disk, by which an import that was cut short
+    /// after its end is recognised. `None`: a random one.
+    pub unique_id: Option<Uuid>,
 }
 
 /// How far an import has come.
@@ -144,7 +148,10 @@ pub fn import_raw(
     let size = disk_size(total, options.size)?;
     refuse_formats(source, total)?;
     let runs = DataRuns { source, total };
-    let create = CreateOptions::new(options.disk_type, size);
+    let mut create = CreateOptions::new(options.disk_type, size);
+    if let Some(unique_id) = options.unique_id {
+        create.unique_id = unique_id;
+    }
     let data = match options.disk_type {
         DiskType::Dynamic => Some(runs.len()?),
         _ => None,

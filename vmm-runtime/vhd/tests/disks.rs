@@ -87,6 +87,7 @@ fn dynamic(size: Option<u64>, sha256: Option<[u8; 32]>) -> ImportOptions {
         disk_type: DiskType::Dynamic,
         size,
         sha256,
+        unique_id: None,
     }
 }
 

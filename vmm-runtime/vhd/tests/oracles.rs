@@ -171,6 +171,7 @@ fn qemu_reads_an_imported_disk() {
         disk_type: DiskType::Dynamic,
         size: None,
         sha256: None,
+        unique_id: None,
     };
     let source = pool.open_read("raw").unwrap();
     import_raw(&source, &pool, "disk.vhd", &options, &mut |_| {
