@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -18,6 +19,7 @@ use paddock_vmm::config::{MAX_CONFIG_BYTES, VmConfig};
 use paddock_vmm::identity::Identity;
 use paddock_vmm::run_directory::RunDirectory;
 use paddock_vmm::supervisor::supervise;
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit};
 use tracing_subscriber::EnvFilter;
 
@@ -75,6 +77,7 @@ fn run(config: &Path, cgroup: Option<&Path>) -> anyhow::Result<ExitCode> {
         },
     )
     .context("forbid core files")?;
+    keep_inherited_descriptors_from_children()?;
     start_log();
     abort_on_panic();
 
@@ -126,6 +129,20 @@ fn read_config(path: &Path) -> anyhow::Result<VmConfig> {
     };
     let text = read().with_context(|| format!("read {}", path.display()))?;
     VmConfig::from_json(&text).with_context(|| path.display().to_string())
+}
+
+/// Whatever descriptors this process was born with are not for QEMU. Called before anything is opened.
+fn keep_inherited_descriptors_from_children() -> anyhow::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd").context("list the open descriptors")? {
+        let name = entry.context("list the open descriptors")?.file_name();
+        let Some(fd @ 3..) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // SAFETY: it was open a moment ago, and no other thread runs that could have closed it since.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        fcntl_setfd(fd, FdFlags::CLOEXEC).context("close a descriptor on exec")?;
+    }
+    Ok(())
 }
 
 /// To the error output. `PADDOCK_LOG` chooses what is logged, as `RUST_LOG` does elsewhere.

@@ -3,6 +3,8 @@
 //! [`VmConfig`] is the JSON as it is written by the agent; [`VmConfig::validate`] turns it into a [`ValidVmConfig`],
 //! the only form that the rest of the crate takes.
 
+mod checks;
+mod error;
 #[cfg(test)]
 mod tests;
 mod valid;
@@ -11,9 +13,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use error::ConfigError;
 pub use valid::{
-    ConfigError, DiskSlot, MAX_IDE_DISK_BYTES, ValidAdapter, ValidBoot, ValidDisk, ValidKernel,
-    ValidVmConfig,
+    DiskSlot, MAX_IDE_DISK_BYTES, ValidAdapter, ValidBoot, ValidDisk, ValidKernel, ValidVmConfig,
 };
 
 /// The only version of the configuration's format so far.

@@ -1,11 +1,14 @@
-//! The checks, and the form that has passed them.
+//! The form that has passed the checks.
 
 use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use super::checks::{
+    absolute, command_line, device_name, in_range, mac, malformed, pool_file, text,
+};
 use super::{
-    Accelerator, AdapterModel, BootDevice, CONFIG_VERSION, Disk, DiskBus, MAX_CONFIG_BYTES,
-    Machine, NetworkAdapter, PoolFile, VmConfig,
+    Accelerator, AdapterModel, BootDevice, CONFIG_VERSION, ConfigError, Disk, DiskBus, Machine,
+    NetworkAdapter, PoolFile, VmConfig,
 };
 
 /// The largest IDE disk: 127 GiB, as Virtual Server had it (its BIOS addressed 28 bits of 512-byte sectors).
@@ -18,9 +21,6 @@ const MAX_ADAPTERS: usize = 8;
 const MAX_STOP_DEADLINE_SECONDS: u32 = 86_400;
 const MIN_LOG_BYTES: u64 = 4096;
 const MAX_LOG_BYTES: u64 = 64 << 20;
-/// COMMAND_LINE_SIZE of x86 Linux is 2048, NUL included.
-const MAX_COMMAND_LINE_BYTES: usize = 2047;
-const MAX_NAME_BYTES: usize = 32;
 /// The longest serial number that virtio-blk and ATA IDENTIFY can hold.
 const MAX_SERIAL_BYTES: usize = 20;
 /// IFNAMSIZ is 16, NUL included.
@@ -28,88 +28,6 @@ const MAX_INTERFACE_BYTES: usize = 15;
 const MAX_ID_BYTES: usize = 64;
 const MAX_VM_NAME_BYTES: usize = 320;
 const MAX_CPU_MODEL_BYTES: usize = 256;
-
-/// What is wrong with a configuration. Each names the field, what it holds and what it may hold.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// The text is too long to be read.
-    #[error("the configuration has {bytes} bytes; at most {MAX_CONFIG_BYTES} are read")]
-    TooLong {
-        /// Its size.
-        bytes: usize,
-    },
-    /// Not JSON, or not the JSON of a configuration.
-    #[error("the configuration cannot be read: {message}")]
-    Syntax {
-        /// What the parser said.
-        message: String,
-    },
-    /// Another format.
-    #[error("version is {found}; this paddock-vmm reads version {CONFIG_VERSION}")]
-    Version {
-        /// The version in the file.
-        found: u32,
-    },
-    /// A number outside its range.
-    #[error("{field} is {value}; it must be {min} to {max}")]
-    OutOfRange {
-        /// The field.
-        field: String,
-        /// Its value.
-        value: u64,
-        /// The smallest allowed.
-        min: u64,
-        /// The largest allowed.
-        max: u64,
-    },
-    /// Text of the wrong form.
-    #[error("{field} is {value:?}; it must be {expected}")]
-    Malformed {
-        /// The field.
-        field: String,
-        /// Its value, shortened to 80 characters.
-        value: String,
-        /// What it should look like.
-        expected: &'static str,
-    },
-    /// Two things have the same name, place or address.
-    #[error("{field}: {value} is used twice")]
-    Duplicate {
-        /// The field.
-        field: String,
-        /// The value that both have.
-        value: String,
-    },
-    /// More of something than the machine has room for.
-    #[error("{field}: {count} are listed; at most {max} fit")]
-    TooMany {
-        /// The field.
-        field: &'static str,
-        /// How many there are.
-        count: usize,
-        /// How many may be.
-        max: usize,
-    },
-    /// Two fields that do not go together.
-    #[error("{field}: {message}")]
-    Conflict {
-        /// The field.
-        field: String,
-        /// Why not.
-        message: &'static str,
-    },
-    /// Found when the disk is opened: it is larger than its bus can address.
-    #[error(
-        "disk {disk} has {bytes} bytes; a disk on the IDE bus has at most {MAX_IDE_DISK_BYTES} (127 GiB): attach it to \
-         the SCSI or Virtio bus"
-    )]
-    DiskTooLargeForBus {
-        /// The disk's name.
-        disk: String,
-        /// Its size.
-        bytes: u64,
-    },
-}
 
 /// Where a disk is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -607,128 +525,4 @@ fn assign_boot_positions(
             BootDevice::Floppy | BootDevice::Cd => {}
         }
     }
-}
-
-fn command_line(line: String) -> Result<String, ConfigError> {
-    if line.len() > MAX_COMMAND_LINE_BYTES || line.chars().any(|c| c.is_control()) {
-        return Err(malformed(
-            "boot.kernel.commandLine".to_owned(),
-            &line,
-            "at most 2047 bytes without control characters",
-        ));
-    }
-    Ok(line)
-}
-
-fn pool_file(field: &str, file: PoolFile) -> Result<PoolFile, ConfigError> {
-    let pool = absolute(&format!("{field}.pool"), file.pool)?;
-    // The pool resolves the path beneath itself again when it opens it; this only gives the better message.
-    let stays_inside = file
-        .path
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
-    if file.path.as_os_str().is_empty() || !stays_inside || has_nul(&file.path) {
-        return Err(malformed(
-            format!("{field}.path"),
-            &file.path.to_string_lossy(),
-            "a path within the pool, without a leading / and without ..",
-        ));
-    }
-    Ok(PoolFile {
-        pool,
-        path: file.path,
-    })
-}
-
-fn absolute(field: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
-    let plain = path
-        .components()
-        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    if !path.is_absolute() || !plain || has_nul(&path) {
-        return Err(malformed(
-            field.to_owned(),
-            &path.to_string_lossy(),
-            "an absolute path without ..",
-        ));
-    }
-    Ok(path)
-}
-
-fn has_nul(path: &Path) -> bool {
-    path.as_os_str().as_encoded_bytes().contains(&0)
-}
-
-fn device_name(field: &str, name: String) -> Result<String, ConfigError> {
-    text(
-        field,
-        name,
-        MAX_NAME_BYTES,
-        "1 to 32 of a-z, 0-9 and -",
-        |c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-',
-    )
-}
-
-fn mac(field: &str, value: &str) -> Result<[u8; 6], ConfigError> {
-    let wrong = || {
-        malformed(
-            field.to_owned(),
-            value,
-            "six hexadecimal pairs with colons, unicast and not all zero",
-        )
-    };
-    let mut mac = [0_u8; 6];
-    let mut pairs = value.split(':');
-    for byte in &mut mac {
-        let pair = pairs
-            .next()
-            .filter(|pair| pair.len() == 2)
-            .ok_or_else(wrong)?;
-        if !pair.chars().all(|c| c.is_ascii_hexdigit()) {
-            return Err(wrong());
-        }
-        *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
-    }
-    if pairs.next().is_some() || mac[0] & 1 == 1 || mac == [0; 6] {
-        return Err(wrong());
-    }
-    Ok(mac)
-}
-
-fn text(
-    field: &str,
-    value: String,
-    max: usize,
-    expected: &'static str,
-    allowed: impl Fn(char) -> bool,
-) -> Result<String, ConfigError> {
-    if value.is_empty() || value.len() > max || !value.chars().all(allowed) {
-        return Err(malformed(field.to_owned(), &value, expected));
-    }
-    Ok(value)
-}
-
-fn malformed(field: String, value: &str, expected: &'static str) -> ConfigError {
-    ConfigError::Malformed {
-        field,
-        value: value.chars().take(80).collect(),
-        expected,
-    }
-}
-
-fn in_range<T: Into<u64> + Copy>(
-    field: &str,
-    value: T,
-    min: u64,
-    max: impl Into<u64>,
-) -> Result<u64, ConfigError> {
-    let (value, max) = (value.into(), max.into());
-    if value < min || value > max {
-        return Err(ConfigError::OutOfRange {
-            field: field.to_owned(),
-            value,
-            min,
-            max,
-        });
-    }
-    Ok(value)
 }
