@@ -5,7 +5,10 @@ use crate::{
     controller::{Context, ReconcileError, now},
     lease_watch,
 };
-use paddock_crds::{Host, host::HostStatus};
+use paddock_crds::{
+    Host,
+    host::{HostState, HostStatus},
+};
 use paddock_planner::{
     ObjectKey, disk,
     host::{self, OperatorPart},
@@ -58,8 +61,10 @@ pub async fn reconcile(context: &Context, name: &str) -> Result<(), ReconcileErr
             }
         }
         context.writer.apply_status::<Host>(&key, wanted).await?;
+        // A new host joins within the second: that is no news.
+        let news = part.state != HostState::Unknown;
         let passed = before.as_ref().map(|b| &b.ready.reason) != Some(&part.ready.reason);
-        if passed && before.is_some() {
+        if passed && news {
             let good = part.ready.status == "True";
             context.events.tell(
                 found.as_ref(),

@@ -8,6 +8,7 @@ use crate::{
     controller::{Context, ReconcileError, now},
     queue::Work,
 };
+use paddock_crds::virtual_machine::MachineState;
 use paddock_planner::{ObjectKey, machine::Action};
 use std::{
     collections::HashMap,
@@ -15,11 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long "Starting" may go unsaid after an instance was created: most hosts answer sooner, and then one write
-/// says it all.
+/// How long "Pending" and "Starting" may go unsaid after a machine was first seen or its instance was created: most
+/// often the rest of a manifest, or its host's answer, comes sooner, and then one write says it all.
 const UNSAID: Duration = Duration::from_millis(250);
 
-/// When this process created instances, while that is not long ago.
+/// When machines were first seen or their instances created, while that is not long ago.
 #[derive(Default)]
 pub struct Fresh(Mutex<HashMap<ObjectKey, Instant>>);
 
@@ -32,7 +33,7 @@ impl Fresh {
         self.map().insert(key.clone(), Instant::now());
     }
 
-    /// How long "Starting" may still go unsaid.
+    /// How long "Pending" and "Starting" may still go unsaid.
     fn left(&self, key: &ObjectKey) -> Option<Duration> {
         let mut map = self.map();
         let left = map
@@ -51,13 +52,19 @@ pub async fn reconcile(context: &Context, key: &ObjectKey) -> Result<(), Reconci
     let Some(planned) = fetch::plan(&mut context.cache.world(), key, &now) else {
         return Ok(());
     };
+    if planned.plan.actions.contains(&Action::AddFinalizer) {
+        context.fresh.insert(key);
+    }
     let vm = apply::apply(context, key, &planned).await?;
     let ends = planned.plan.actions.contains(&Action::RemoveFinalizer);
     if let (Some(vm), Some(wanted)) = (vm, &planned.plan.status)
         && !ends
     {
         if let Some(left) = context.fresh.left(key)
-            && wanted.state == paddock_crds::virtual_machine::MachineState::Starting
+            && matches!(
+                wanted.state,
+                MachineState::Pending | MachineState::Starting
+            )
         {
             context.queue.add_after(Work::Machine(key.clone()), left);
             return Ok(());
