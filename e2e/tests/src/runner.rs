@@ -250,6 +250,9 @@ fn diagnosis(cx: &Context<'_>) -> String {
             shown.unwrap_or_default()
         ));
     }
-    text.push_str(&cx.lab.logs(40));
+    // What the control plane logs is seldom about us.
+    let logs = cx.lab.logs(60);
+    let ours = |line: &&str| line.starts_with("host-") || line.starts_with("operator");
+    text.extend(logs.lines().filter(ours).flat_map(|line| [line, "\n"]));
     text
 }

@@ -286,8 +286,9 @@ fn api_server_arguments(address: &str) -> Vec<String> {
         "--anonymous-auth=true".into(),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-cluster-ip-range={SERVICE_RANGE}"),
-        // Nothing here makes the `default` service accounts that this plugin asks of pods.
+        // The plugin asks for a service account's pods and secrets, of which there are none here.
         "--disable-admission-plugins=ServiceAccount".into(),
         "--enable-aggregator-routing=true".into(),
+        "--allow-privileged=true".into(),
     ]
 }

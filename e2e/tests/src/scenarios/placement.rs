@@ -18,7 +18,7 @@ fn fits_nowhere(cx: &Context<'_>) -> Result<()> {
     for host in ["host-a", "host-b"] {
         cx.kubectl.patch(
             &format!("host/{host}"),
-            &json!({"spec": {"reserve": {"memory": "100Ti"}}}),
+            &json!({"spec": {"reserve": {"memory": "10Ti"}}}),
         )?;
         cx.kubectl
             .wait_field(&format!("host/{host}"), ".status.memory", "0", REACTION)?;
