@@ -2,10 +2,14 @@
 
 use crate::{
     arguments::{BackendKind, Options},
-    backend::{Backend, hollow::Hollow},
+    backend::{
+        Backend,
+        hollow::Hollow,
+        qemu::{Paths, QemuBackend, networks::Networks, users},
+    },
     clock::{Clock, SystemClock},
     host::{
-        accelerator::Verdict,
+        accelerator::{self, Probe, Verdict},
         facts::{self, Machine},
         publish::Publisher,
     },
@@ -18,11 +22,11 @@ use crate::{
     metrics::Metrics,
     serve::{self, Telling},
     session::Session,
-    task::{self, hollow::HollowWorker, runner::DiskWorker},
+    task::{self, disk_work::VhdWorker, hollow::HollowWorker, runner::DiskWorker},
 };
 use anyhow::Context;
 use paddock_crds::host::{Backend as HostBackend, Capacity};
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -58,7 +62,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             parts.run_tasks(Arc::new(HollowWorker));
         }
         BackendKind::Qemu => {
-            anyhow::bail!("not yet");
+            let backend = parts.qemu_backend().await?;
+            parts.run_instances(Arc::new(backend));
+            let worker = VhdWorker::new(parts.spec.clone());
+            parts.run_tasks(Arc::new(worker));
         }
     }
     parts.publish()?;
@@ -146,6 +153,46 @@ impl Parts {
             renewer.run().await;
             "the renewal of the lease"
         });
+    }
+
+    /// The backend with QEMU; the probe goes on beside it.
+    async fn qemu_backend(&mut self) -> anyhow::Result<QemuBackend> {
+        let manager = paddock_net::NetworkManager::new(paddock_net::Options::default())
+            .await
+            .context("the host's networks cannot be managed")?;
+        let vmm = match &self.options.vmm {
+            Some(vmm) => vmm.clone(),
+            None => beside_this_program("paddock-vmm"),
+        };
+        let paths = Paths {
+            vmm: vmm.clone(),
+            qemu: self.options.qemu.clone(),
+            run_dir: self.options.run_dir.clone(),
+        };
+        let backend = QemuBackend::new(
+            paths,
+            Networks::new(manager),
+            self.spec.clone(),
+            self.verdict.subscribe(),
+        )?;
+        let verdict = self.verdict.clone();
+        let qemu = self.options.qemu.clone();
+        let deadline = Duration::from_secs(self.options.probe_deadline.into());
+        tokio::spawn(async move {
+            let user = rustix::process::geteuid()
+                .is_root()
+                .then(|| (users::FIRST, users::group(users::FIRST)));
+            let found = accelerator::probe(&Probe {
+                vmm: &vmm,
+                qemu: &qemu,
+                deadline,
+                user,
+            })
+            .await;
+            info!(accelerator = ?found.accelerator, found.message, "this host was probed");
+            verdict.send_replace(Some(found));
+        });
+        Ok(backend)
     }
 
     fn run_instances<B: Backend>(&mut self, backend: Arc<B>) {
@@ -238,4 +285,13 @@ impl Parts {
         info!("told to end; guests go on");
         Ok(())
     }
+}
+
+/// The program `name` in this program's folder if it is there, else the bare name, to be found in `PATH`.
+fn beside_this_program(name: &str) -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|me| Some(me.parent()?.join(name)))
+        .filter(|path| path.is_file())
+        .unwrap_or_else(|| PathBuf::from(name))
 }

@@ -1,7 +1,7 @@
 //! What runs guests: the effects behind the instance core.
 
 pub mod hollow;
-// pub mod qemu;
+pub mod qemu;
 
 use crate::instance::core::{End, Failure, Found, Guest, Run, Started};
 use futures::future::BoxFuture;

@@ -19,7 +19,7 @@ use tracing::warn;
 const WATCH_SECONDS: u32 = 30;
 /// First and longest wait after a failure: an API server that comes back is found within seconds.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// The instances with `spec.host` = `host`.
 pub fn instances(
@@ -53,16 +53,25 @@ where
     let config = watcher::Config::default()
         .fields(fields)
         .timeout(WATCH_SECONDS);
+    let fields = fields.to_owned();
+    let mut failing = false;
     watcher(api, config)
         .backoff(ShortBackoff::default())
-        .filter_map(|event| async move {
-            match event {
-                Ok(event) => readable(event),
+        .filter_map(move |event| {
+            let event = match event {
+                Ok(event) => {
+                    failing = false;
+                    readable(event)
+                }
                 Err(error) => {
-                    warn!(%error, "a watch failed; it lists again");
+                    // Once per outage: it is tried each second.
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(%error, fields, "a watch failed; it goes on when the API answers");
+                    }
                     None
                 }
-            }
+            };
+            std::future::ready(event)
         })
 }
 

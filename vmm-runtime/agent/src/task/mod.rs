@@ -4,6 +4,6 @@
 //! the work itself with `paddock-vhd`, in a thread that may block.
 
 pub mod core;
-// pub mod disk_work;
+pub mod disk_work;
 pub mod hollow;
 pub mod runner;
