@@ -3,6 +3,9 @@
 //! A task is created without a host; then the disk's attachment is given to it by compare-and-swap; only then is it
 //! assigned to a host, whose agent may open the file from there on. A task's attachment ends when its agent has
 //! reported it as done or failed, or by a person's word that the host is off.
+//!
+//! A namespace that is being deleted takes no new objects: the task that removes a file is then made in the
+//! operator's own namespace, with annotations in place of the reference to its owner.
 
 use crate::{
     conditions::{Answer, Writer},
@@ -26,12 +29,19 @@ use paddock_crds::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
+/// On a task outside its disk's namespace: namespace and name of the disk, as `namespace/name`.
+pub const DISK_ANNOTATION: &str = "paddock.dev/virtual-hard-disk";
+/// On a task outside its disk's namespace: UID of the disk.
+pub const DISK_UID_ANNOTATION: &str = "paddock.dev/virtual-hard-disk-uid";
+
 /// All that one disk's decision depends on.
 #[derive(Debug)]
 pub struct Snapshot<'a> {
     /// The disk.
     pub disk: &'a VirtualHardDisk,
-    /// Its tasks: children by controller reference.
+    /// Namespace of the operator.
+    pub system_namespace: &'a str,
+    /// Its tasks: by controller reference, or by annotation.
     pub tasks: &'a [Arc<VirtualHardDiskTask>],
     /// The hosts.
     pub hosts: &'a [HostView],
@@ -41,7 +51,7 @@ pub struct Snapshot<'a> {
     pub same_file: Option<&'a ObjectKey>,
     /// Whether a failed task may be tried again now.
     pub retry_due: bool,
-    /// The API refuses new objects, since the namespace is being deleted.
+    /// The API refuses new objects in the disk's namespace, since that is being deleted.
     pub creation_refused: bool,
     /// The time of a condition's transition.
     pub now: &'a Time,
@@ -52,17 +62,17 @@ pub struct Snapshot<'a> {
 pub enum Action {
     /// Put the finalizer on the disk.
     AddFinalizer,
-    /// Create a task as a child of the disk, not yet assigned.
+    /// Create a task, not yet assigned: as a child of the disk, or by annotations where it is in another namespace.
     CreateTask {
-        /// Its name.
-        name: String,
+        /// The task.
+        task: ObjectKey,
         /// Its spec.
         spec: Box<VirtualHardDiskTaskSpec>,
     },
     /// Assign a task, or stamp it with its host's new epoch.
     AssignTask {
-        /// Its name.
-        name: String,
+        /// The task.
+        task: ObjectKey,
         /// The host.
         host: String,
         /// The host's epoch.
@@ -70,13 +80,13 @@ pub enum Action {
     },
     /// Delete a task that its host may still be at work on: the order to leave off.
     DeleteTask {
-        /// Its name.
-        name: String,
+        /// The task.
+        task: ObjectKey,
     },
     /// Delete a task that is over, finalizer and all.
     DiscardTask {
-        /// Its name.
-        name: String,
+        /// The task.
+        task: ObjectKey,
     },
     /// Take the finalizer off the disk.
     RemoveFinalizer,
@@ -262,7 +272,7 @@ impl Draft<'_> {
 
     fn discard(&mut self, task: &VirtualHardDiskTask) {
         self.plan.after.push(Action::DiscardTask {
-            name: name(&task.metadata).to_owned(),
+            task: ObjectKey::of(&task.metadata),
         });
     }
 
@@ -425,8 +435,18 @@ impl Draft<'_> {
     fn create_task(&mut self, removes: bool) {
         let spec = self.next_spec(removes);
         let action = format!("{:?}", spec.action).to_ascii_lowercase();
+        let disk = ObjectKey::of(&self.s.disk.metadata);
+        let task = if self.s.creation_refused {
+            // A namespace's name has no dot, so that no two disks meet here.
+            let both = format!("{}.{}", disk.namespace, disk.name);
+            let name = task_name(&both, &action, spec.disk_epoch);
+            ObjectKey::new(self.s.system_namespace, &name)
+        } else {
+            let name = task_name(&disk.name, &action, spec.disk_epoch);
+            ObjectKey::new(&disk.namespace, &name)
+        };
         self.plan.after.push(Action::CreateTask {
-            name: task_name(name(&self.s.disk.metadata), &action, spec.disk_epoch),
+            task,
             spec: Box::new(spec),
         });
     }
@@ -531,7 +551,7 @@ impl Draft<'_> {
                 a.host_epoch = epoch;
             }
             self.plan.after.push(Action::AssignTask {
-                name: name(&task.metadata).to_owned(),
+                task: ObjectKey::of(&task.metadata),
                 host: host.clone(),
                 host_epoch: epoch,
             });
@@ -600,7 +620,7 @@ impl Draft<'_> {
             self.say(DiskState::Creating, "Creating", message);
         }
         self.plan.after.push(Action::AssignTask {
-            name: name(&task.metadata).to_owned(),
+            task: ObjectKey::of(&task.metadata),
             host,
             host_epoch: epoch,
         });
@@ -651,7 +671,7 @@ impl Draft<'_> {
             } else {
                 if task.spec.action != TaskAction::Delete && !deleting(&task.metadata) {
                     self.plan.after.push(Action::DeleteTask {
-                        name: name(&task.metadata).to_owned(),
+                        task: ObjectKey::of(&task.metadata),
                     });
                 }
                 self.wait_for(task);
@@ -709,10 +729,6 @@ impl Draft<'_> {
         if !removes {
             return false;
         }
-        if self.s.creation_refused {
-            self.plan.note = left("its namespace is being deleted, where no task can be made");
-            return false;
-        }
         let off = self.plan.status.host.as_deref().and_then(|h| self.host(h));
         if off.is_some_and(|h| {
             h.epoch().is_none()
@@ -744,6 +760,11 @@ impl Draft<'_> {
             || status.reason.as_deref() == Some("FileNotFound");
         if gone {
             self.plan.status.file = None;
+            self.discard(task);
+            return true;
+        }
+        if deleting(&task.metadata) && status.reason.as_deref() == Some("Cancelled") {
+            // Somebody deleted the order, not the wish.
             self.discard(task);
             return true;
         }

@@ -123,6 +123,15 @@ impl Index {
             .filter_map(|task| self.task_disks.get(task))
     }
 
+    /// Tasks of the disk with a key, whatever its UID.
+    pub fn tasks_named_for<'a>(
+        &'a self,
+        disk: &'a ObjectKey,
+    ) -> impl Iterator<Item = &'a ObjectKey> {
+        let all = self.task_disks.iter();
+        all.filter(move |(_, d)| *d == disk).map(|(task, _)| task)
+    }
+
     /// Disks whose spec names a file.
     pub fn disks_with_file(&self, file: &(String, String)) -> impl Iterator<Item = &ObjectKey> {
         self.files.get(file)
@@ -398,12 +407,24 @@ impl Kept for VirtualHardDiskTask {
         let key = &change.key;
         let index = &mut world.index;
         let mut follow = Vec::new();
+        let annotation = |task: &Self, name: &str| {
+            let annotations = task.metadata.annotations.as_ref()?;
+            annotations.get(name).cloned()
+        };
         let parent = |task: &Self| {
             let owners = task.metadata.owner_references.iter().flatten();
             owners
                 .filter(|o| o.controller == Some(true))
                 .map(|o| o.uid.clone())
                 .next()
+                .or_else(|| annotation(task, disk::DISK_UID_ANNOTATION))
+        };
+        let disk_of = |task: &Self| {
+            let elsewhere = annotation(task, disk::DISK_ANNOTATION);
+            match elsewhere.as_deref().and_then(|text| text.split_once('/')) {
+                Some((namespace, name)) => ObjectKey::new(namespace, name),
+                None => ObjectKey::new(&key.namespace, &task.spec.virtual_hard_disk_ref.name),
+            }
         };
         let at_work = |task: &Self| {
             let status = task.status.as_ref()?;
@@ -425,12 +446,10 @@ impl Kept for VirtualHardDiskTask {
             if let Some(host) = at_work(new) {
                 index.tasks_on.insert(host, key);
             }
-            let disk = ObjectKey::new(&key.namespace, &new.spec.virtual_hard_disk_ref.name);
-            index.task_disks.insert(key.clone(), disk);
+            index.task_disks.insert(key.clone(), disk_of(new));
         }
         if let Some(task) = change.new.as_ref().or(change.old.as_ref()) {
-            let disk = ObjectKey::new(&key.namespace, &task.spec.virtual_hard_disk_ref.name);
-            follow.push(Follow::Now(Work::Disk(disk)));
+            follow.push(Follow::Now(Work::Disk(disk_of(task))));
         }
         follow
     }

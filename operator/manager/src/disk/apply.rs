@@ -10,7 +10,11 @@ use paddock_crds::{
     reference::condition,
     virtual_hard_disk::DiskState,
 };
-use paddock_planner::{ObjectKey, disk::Action, identity::uid};
+use paddock_planner::{
+    ObjectKey,
+    disk::{self, Action},
+    identity::uid,
+};
 use serde_json::json;
 use std::{sync::Arc, time::Instant};
 
@@ -94,10 +98,6 @@ async fn step(
     action: &Action,
 ) -> Result<(), WriteError> {
     let writer = &context.writer;
-    let task = |name: &str| {
-        let key = ObjectKey::new(&key.namespace, name);
-        context.cache.world().tasks.get(&key).cloned()
-    };
     match action {
         Action::AddFinalizer => {
             let disk = current(context, planned)?;
@@ -112,35 +112,42 @@ async fn step(
                 .set_finalizer(disk.as_ref(), DISK_FINALIZER, false)
                 .await
         }
-        Action::CreateTask { name, spec } => create(context, key, planned, name, spec).await,
+        Action::CreateTask { task, spec } => create(context, key, planned, task, spec).await,
         Action::AssignTask {
-            name,
+            task,
             host,
             host_epoch,
         } => {
-            let key = ObjectKey::new(&key.namespace, name);
             let status = json!({"host": host, "hostEpoch": host_epoch});
             writer
-                .apply_status::<VirtualHardDiskTask>(&key, status)
+                .apply_status::<VirtualHardDiskTask>(task, status)
                 .await
                 .map(|_| ())
         }
-        Action::DeleteTask { name } => match task(name) {
+        Action::DeleteTask { task } => match find(context, task) {
             Some(task) => writer.delete(task.as_ref()).await,
             None => Ok(()),
         },
-        Action::DiscardTask { name } => {
-            // Without its finalizer first, so that deleting it ends it in the same moment.
-            if let Some(found) = task(name) {
-                writer
-                    .set_finalizer(found.as_ref(), TASK_FINALIZER, false)
-                    .await?;
-            }
-            match task(name) {
-                Some(found) => writer.delete(found.as_ref()).await,
-                None => Ok(()),
-            }
-        }
+        Action::DiscardTask { task } => discard(context, task).await,
+    }
+}
+
+fn find(context: &Context, task: &ObjectKey) -> Option<Arc<VirtualHardDiskTask>> {
+    context.cache.world().tasks.get(task).cloned()
+}
+
+/// Deletes a task that nobody works on.
+pub async fn discard(context: &Context, task: &ObjectKey) -> Result<(), WriteError> {
+    // Without its finalizer first, so that deleting it ends it in the same moment.
+    if let Some(found) = find(context, task) {
+        context
+            .writer
+            .set_finalizer(found.as_ref(), TASK_FINALIZER, false)
+            .await?;
+    }
+    match find(context, task) {
+        Some(found) => context.writer.delete(found.as_ref()).await,
+        None => Ok(()),
     }
 }
 
@@ -148,18 +155,26 @@ async fn create(
     context: &Context,
     key: &ObjectKey,
     planned: &Planned,
-    name: &str,
+    task: &ObjectKey,
     spec: &VirtualHardDiskTaskSpec,
 ) -> Result<(), WriteError> {
+    // An owner reference must not cross namespaces.
+    let child = task.namespace == key.namespace;
+    let owner = planned.disk.controller_owner_ref(&()).filter(|_| child);
+    let annotations = [
+        (disk::DISK_ANNOTATION.to_owned(), key.to_string()),
+        (
+            disk::DISK_UID_ANNOTATION.to_owned(),
+            uid(&planned.disk.metadata).to_owned(),
+        ),
+    ];
     let task = VirtualHardDiskTask {
         metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: Some(key.namespace.clone()),
+            name: Some(task.name.clone()),
+            namespace: Some(task.namespace.clone()),
             finalizers: Some(vec![TASK_FINALIZER.to_owned()]),
-            owner_references: planned
-                .disk
-                .controller_owner_ref(&())
-                .map(|owner| vec![owner]),
+            owner_references: owner.map(|owner| vec![owner]),
+            annotations: (!child).then(|| annotations.into()),
             ..ObjectMeta::default()
         },
         spec: spec.clone(),

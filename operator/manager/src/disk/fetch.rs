@@ -38,6 +38,7 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
     let same_file = earlier_with_same_file(&world, key, &disk);
     let plan = disk::decide(&Snapshot {
         disk: &disk,
+        system_namespace: &context.namespace,
         tasks: &tasks,
         hosts: &world.host_views(None),
         busy: &world.index.busy(),
@@ -87,4 +88,22 @@ fn earlier_with_same_file(
             one_place && age(other, found) < mine
         })
         .map(|(other, _)| other.clone())
+}
+
+/// Tasks in the operator's namespace that outlived the disk of `key`, and that nobody works on.
+pub fn leftovers(context: &Context, key: &ObjectKey) -> Vec<ObjectKey> {
+    let world = context.cache.world();
+    if world.disks.get(key).is_some() {
+        return Vec::new();
+    }
+    world
+        .index
+        .tasks_named_for(key)
+        .filter(|task| task.namespace == context.namespace && task.namespace != key.namespace)
+        .filter(|task| {
+            let found = world.tasks.get(task);
+            found.is_some_and(|t| disk::is_over(t) || disk::is_unassigned(t))
+        })
+        .cloned()
+        .collect()
 }

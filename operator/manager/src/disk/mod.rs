@@ -67,6 +67,9 @@ impl Retries {
 pub async fn reconcile(context: &Context, key: &ObjectKey) -> Result<(), ReconcileError> {
     let now = now();
     let Some(planned) = fetch::plan(context, key, &now) else {
+        for task in fetch::leftovers(context, key) {
+            apply::discard(context, &task).await?;
+        }
         return Ok(());
     };
     apply::apply(context, key, &planned).await?;
