@@ -1,6 +1,10 @@
 //! The network interfaces that the Host names as uplinks, as this machine has them.
 
-use std::{ffi::CStr, io, net::Ipv4Addr, path::Path, ptr};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType},
+};
+use std::{ffi::CStr, io, net::Ipv4Addr, ptr};
 
 /// What an interface looks like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,12 +23,14 @@ pub enum Interface {
 /// Looks at `interface`.
 #[must_use]
 pub fn look(interface: &str) -> Interface {
-    // The name comes from a spec: it must not lead elsewhere.
-    if interface.is_empty() || interface.contains('/') || interface.starts_with('.') {
-        return Interface::Missing;
-    }
-    if !Path::new("/sys/class/net").join(interface).exists() {
-        return Interface::Missing;
+    match exists(interface) {
+        Ok(true) => {}
+        Ok(false) => return Interface::Missing,
+        Err(error) => {
+            return Interface::Unknown(format!(
+                "interface {interface} cannot be looked at: {error}"
+            ));
+        }
     }
     match ipv4_addresses() {
         Ok(addresses) => Interface::Present {
@@ -36,6 +42,21 @@ pub fn look(interface: &str) -> Interface {
         Err(error) => Interface::Unknown(format!(
             "the addresses of {interface} cannot be read: {error}"
         )),
+    }
+}
+
+/// Asks the kernel, not sysfs, which may be mounted for another network namespace.
+fn exists(interface: &str) -> rustix::io::Result<bool> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    match rustix::net::netdevice::name_to_index(&socket, interface) {
+        Ok(_) => Ok(true),
+        Err(Errno::NODEV | Errno::INVAL | Errno::NAMETOOLONG) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -92,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_missing() {
+    fn names_that_no_interface_has_are_missing() {
         for name in ["", "..", ".", "../lo", "lo/../lo", "no-such-if"] {
             assert_eq!(look(name), Interface::Missing, "{name:?}");
         }

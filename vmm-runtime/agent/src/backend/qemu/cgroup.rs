@@ -35,7 +35,7 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// Processes live on.
-    #[error("{}: processes are left after {KILL_LIMIT:?}: {pids}", path.display())]
+    #[error("{}: processes are left after {KILL_LIMIT:?}: pid {pids}", path.display())]
     Populated {
         /// The cgroup.
         path: PathBuf,
@@ -105,6 +105,16 @@ impl Cgroups {
             .into_iter()
             .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
             .collect())
+    }
+
+    /// Whether its processes are all of another pid namespace: those of another host that shares this machine's cgroups.
+    ///
+    /// # Errors
+    /// When that is no uid.
+    pub fn is_foreign(&self, uid: &str) -> Result<bool, CgroupError> {
+        // A process that this namespace does not see is written as 0, see cgroup_namespaces(7) and pid_namespaces(7).
+        let pids = pids(&self.of(uid)?);
+        Ok(!pids.is_empty() && pids.iter().all(|pid| pid == "0"))
     }
 
     /// Kills every process of the instance, proves that none is left, and removes the folders.
@@ -186,7 +196,7 @@ fn pids(path: &Path) -> Vec<String> {
     let mut found: Vec<String> = fs::read_to_string(path.join("cgroup.procs"))
         .unwrap_or_default()
         .lines()
-        .map(|line| format!("pid {line}"))
+        .map(str::to_owned)
         .collect();
     for folder in folders(path).unwrap_or_default() {
         found.extend(pids(&folder));
@@ -301,6 +311,7 @@ mod tests {
             .unwrap();
         fs::write(folder.join("cgroup.procs"), child.id().to_string()).unwrap();
         assert!(populated(&cgroups.of(&uid).unwrap()).unwrap());
+        assert!(!cgroups.is_foreign(&uid).unwrap());
         let waiting = tokio::task::spawn_blocking(move || child.wait().unwrap());
         cgroups.clear(&uid).await.unwrap();
         assert!(!cgroups.exists(&uid).unwrap());

@@ -326,7 +326,20 @@ impl QemuBackend {
             .map_err(|error| error.to_string())?
             .into_iter()
             .collect();
-        uids.extend(self.cgroups.list().map_err(|error| error.to_string())?);
+        for uid in self.cgroups.list().map_err(|error| error.to_string())? {
+            let foreign = self
+                .cgroups
+                .is_foreign(&uid)
+                .map_err(|error| error.to_string())?;
+            if foreign && !uids.contains(&uid) {
+                warn!(
+                    uid,
+                    "a cgroup of another host on this machine: give each host a cgroup namespace of its own"
+                );
+            } else {
+                uids.insert(uid);
+            }
+        }
         uids.into_iter()
             .map(|uid| {
                 let folder = self.folders.of(&uid).map_err(|error| error.to_string())?;
