@@ -11,11 +11,13 @@ use rustix::fs::OFlags;
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, IoError};
+use crate::error::OpenError;
 use crate::format::DiskType;
 use crate::format::bat::BLOCK_SIZE;
 use crate::format::footer::Footer;
+use crate::format::geometry::Geometry;
 use crate::gate::Gate;
-use crate::image::{self, Image, Refusal, Tuning, format_new, formatted_len};
+use crate::image::{self, Image, NewParent, Refusal, Tuning, format_new, formatted_len, recognise};
 use crate::lock::{self, LockError, Mode, Sidecar};
 use crate::pool::{Place, Pool, PoolError, RenameError};
 use crate::size::DiskSize;
@@ -26,7 +28,8 @@ use crate::vhd::Vhd;
 #[derive(Debug, Clone)]
 pub struct CreateOptions {
     /// Fixed: all space is reserved now. Dynamic: the file grows as it is
-    /// written to.
+    /// written to. Differencing is refused: see
+    /// [`Vhd::create_child`](crate::Vhd::create_child).
     pub disk_type: DiskType,
     /// What the guest sees.
     pub size: DiskSize,
@@ -73,6 +76,16 @@ pub enum CreateError {
         /// The path as given.
         path: PathBuf,
     },
+    /// A differencing disk needs a parent: see
+    /// [`Vhd::create_child`](crate::Vhd::create_child).
+    #[error("{}: a differencing disk is made over a parent, name one", path.display())]
+    NeedsParent {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The parent can't be opened.
+    #[error("the parent: {0}")]
+    Parent(#[from] OpenError),
     /// The file system is too full.
     #[error("{}: the disk needs {need} bytes and the file system has {have} left; free some or choose another pool", path.display())]
     NoSpace {
@@ -128,12 +141,28 @@ impl From<PoolError> for CreateError {
     }
 }
 
+/// What a new disk is to be.
+pub(crate) struct Blueprint {
+    pub(crate) disk_type: DiskType,
+    /// Bytes that the guest sees.
+    pub(crate) size: u64,
+    /// `None`: computed from the size.
+    pub(crate) geometry: Option<Geometry>,
+    pub(crate) unique_id: Uuid,
+    pub(crate) created: SystemTime,
+    pub(crate) block_size: u32,
+    /// Of a differencing disk.
+    pub(crate) parent: Option<NewParent>,
+}
+
 /// A disk that is being made: complete but for its name, and gone without a
 /// trace if it is dropped before it gets it.
 pub(crate) struct NewDisk {
     /// Dropped first, with the file.
     image: Box<dyn Image>,
     disk_type: DiskType,
+    /// Those of the parents.
+    locks: Vec<Sidecar>,
     names: Names,
 }
 
@@ -239,16 +268,46 @@ impl NewDisk {
         options: &CreateOptions,
         data: Option<u64>,
     ) -> Result<NewDisk, CreateError> {
-        let CreateOptions {
+        if options.disk_type == DiskType::Differencing {
+            return Err(CreateError::NeedsParent {
+                path: rel.to_owned(),
+            });
+        }
+        let blueprint = Blueprint {
+            disk_type: options.disk_type,
+            size: options.size.bytes(),
+            geometry: None,
+            unique_id: options.unique_id,
+            created: options.created,
+            block_size: BLOCK_SIZE,
+            parent: None,
+        };
+        NewDisk::begin_over(pool, rel, &blueprint, data, None, Vec::new())
+    }
+
+    /// As [`NewDisk::begin`], for a disk of any type. `parent` and `locks`
+    /// are those of the parents of a differencing disk.
+    pub(crate) fn begin_over(
+        pool: &Pool,
+        rel: &Path,
+        blueprint: &Blueprint,
+        data: Option<u64>,
+        parent: Option<Box<dyn Image>>,
+        locks: Vec<Sidecar>,
+    ) -> Result<NewDisk, CreateError> {
+        let &Blueprint {
             disk_type,
             size,
             unique_id,
             created,
-        } = *options;
-        let len = formatted_len(disk_type, size.bytes(), BLOCK_SIZE);
+            block_size,
+            ..
+        } = blueprint;
+        let len = formatted_len(disk_type, size, block_size)
+            .saturating_add(blueprint.parent.as_ref().map_or(0, NewParent::len));
         let need = match disk_type {
             DiskType::Fixed => len,
-            DiskType::Dynamic => len.saturating_add(data.unwrap_or(0)),
+            DiskType::Dynamic | DiskType::Differencing => len.saturating_add(data.unwrap_or(0)),
         };
         let no_space = |have| CreateError::NoSpace {
             path: rel.to_owned(),
@@ -288,7 +347,7 @@ impl NewDisk {
             },
         })?;
         let must_write_zeros = match disk_type {
-            DiskType::Dynamic => false,
+            DiskType::Dynamic | DiskType::Differencing => false,
             DiskType::Fixed => match FileStorage::reserve(&file, len) {
                 Ok(()) => false,
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => true,
@@ -300,17 +359,22 @@ impl NewDisk {
             Gate::open(),
             &rel.to_string_lossy(),
         );
-        let footer = Footer::new(disk_type, size.bytes(), unique_id, created);
+        let mut footer = Footer::new(disk_type, size, unique_id, created);
+        footer.geometry = blueprint.geometry.unwrap_or(footer.geometry);
         let written = if must_write_zeros {
-            backing.write_zeros(0, size.bytes())
+            backing.write_zeros(0, size)
         } else {
             Ok(())
         };
         written
-            .and_then(|()| format_new(&backing, disk_type, &footer, BLOCK_SIZE))
+            .and_then(|()| {
+                let parent = blueprint.parent.as_ref();
+                format_new(&backing, disk_type, &footer, block_size, parent)
+            })
             .map_err(|error| write_error(rel, need, &names, error))?;
-        let (image, disk_type) =
-            image::open(backing, false, Tuning::default()).map_err(|refusal| {
+        let image = recognise(&backing, Tuning::default())
+            .and_then(|found| image::assemble(backing, &found, parent, false, Tuning::default()))
+            .map_err(|refusal| {
                 let source = match refusal {
                     Refusal::Io(error) => io::Error::other(error),
                     Refusal::Corrupt(found) | Refusal::Unsupported(found) => {
@@ -326,6 +390,7 @@ impl NewDisk {
         Ok(NewDisk {
             image,
             disk_type,
+            locks,
             names,
         })
     }
@@ -345,10 +410,11 @@ impl NewDisk {
         let NewDisk {
             image,
             disk_type,
+            locks,
             mut names,
         } = self;
         match names.lock.take() {
-            Some(lock) => Ok(Vhd::new(image, disk_type, lock)),
+            Some(lock) => Ok(Vhd::new(image, disk_type, lock, locks)),
             // Taken nowhere else.
             None => Err(CreateError::Io {
                 path,

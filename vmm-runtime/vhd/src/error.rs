@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 use crate::block::IoError;
 use crate::image::Refusal;
 use crate::lock::LockError;
@@ -50,6 +52,44 @@ pub enum OpenError {
         /// The path as given.
         path: PathBuf,
     },
+    /// The parent of a differencing disk was not found.
+    #[error("{}: its parent '{parent}' ({unique_id}) was not found: {tried}; name a folder to look in, or reconnect the disk", path.display())]
+    ParentNotFound {
+        /// The child.
+        path: PathBuf,
+        /// The parent's name, as the child has it.
+        parent: String,
+        /// The parent's identity.
+        unique_id: Uuid,
+        /// Where it was looked for, and what was there.
+        tried: String,
+    },
+    /// What lies in the parent's place has another identity.
+    #[error("{}: its parent is the disk {expected}, but {} is {found}; put the right one there or name its folder", path.display(), parent.display())]
+    ParentMismatch {
+        /// The child.
+        path: PathBuf,
+        /// What lies in the parent's place.
+        parent: PathBuf,
+        /// The parent's identity.
+        expected: Uuid,
+        /// The identity of what was found.
+        found: Uuid,
+    },
+    /// The parent was modified after the child was made, so what the child
+    /// shows may be wrong: it opens for reading only.
+    #[error("{}: its parent {} was modified at {found} seconds since 2000, expected {expected}: open the disk for reading, and reconnect it if the content is right", path.display(), parent.display())]
+    ParentChanged {
+        /// The child.
+        path: PathBuf,
+        /// The parent.
+        parent: PathBuf,
+        /// Time of modification that the child knows, in seconds since
+        /// 2000-01-01 UTC.
+        expected: u32,
+        /// The one that the parent has.
+        found: u32,
+    },
     /// The file system has no room for what opening has to write.
     #[error("{}: no space left on the file system of the pool", path.display())]
     NoSpace {
@@ -82,6 +122,12 @@ pub enum OpenErrorKind {
     Unsupported,
     /// See [`OpenError::PathEscapes`].
     PathEscapes,
+    /// See [`OpenError::ParentNotFound`].
+    ParentNotFound,
+    /// See [`OpenError::ParentMismatch`].
+    ParentMismatch,
+    /// See [`OpenError::ParentChanged`].
+    ParentChanged,
     /// See [`OpenError::NoSpace`].
     NoSpace,
     /// See [`OpenError::Io`].
@@ -97,6 +143,9 @@ impl OpenError {
             OpenError::Corrupt { .. } => OpenErrorKind::Corrupt,
             OpenError::Unsupported { .. } => OpenErrorKind::Unsupported,
             OpenError::PathEscapes { .. } => OpenErrorKind::PathEscapes,
+            OpenError::ParentNotFound { .. } => OpenErrorKind::ParentNotFound,
+            OpenError::ParentMismatch { .. } => OpenErrorKind::ParentMismatch,
+            OpenError::ParentChanged { .. } => OpenErrorKind::ParentChanged,
             OpenError::NoSpace { .. } => OpenErrorKind::NoSpace,
             OpenError::Io { .. } => OpenErrorKind::Io,
         }

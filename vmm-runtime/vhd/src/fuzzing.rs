@@ -1,7 +1,12 @@
 //! What the fuzz targets call. Not part of the library proper: compiled only
 //! with `--cfg fuzzing`.
 
+use std::time::UNIX_EPOCH;
+
+use uuid::Uuid;
+
 use crate::block::{IoError, IoErrorKind};
+use crate::format::DiskType;
 use crate::format::footer::{self, Footer};
 use crate::format::header::{self, Header};
 use crate::gate::Gate;
@@ -24,13 +29,21 @@ pub fn open(data: &[u8]) {
         bitmap_cache: 4096,
     };
     let storage = std::sync::Arc::new(MemoryStorage::new(file));
+    let below = || -> Option<Box<dyn image::Image>> {
+        let mut parent = vec![0x55; 20_000];
+        parent.resize(40_960, 0);
+        parent.extend(Footer::new(DiskType::Fixed, 40_960, Uuid::nil(), UNIX_EPOCH).encode());
+        let backing = Backing::new(Box::new(MemoryStorage::new(parent)), Gate::open(), "parent");
+        let (image, _) = image::open(backing, None, true, tuning).ok()?;
+        Some(image)
+    };
     let open = |read_only| {
         let backing = Backing::new(
             Box::new(std::sync::Arc::clone(&storage)),
             Gate::open(),
             "disk",
         );
-        image::open(backing, read_only, tuning)
+        image::open(backing, below(), read_only, tuning)
             .ok()
             .map(|(disk, _)| disk)
     };
@@ -92,6 +105,9 @@ pub fn parse(data: &[u8]) {
     let len = data.len().min(bytes.len());
     bytes[..len].copy_from_slice(&data[..len]);
     if let Ok(header) = Header::parse(&bytes) {
+        for locator in &header.parent.locators {
+            let _ = (locator.range(), locator.text(data));
+        }
         let again = Header::parse(&header.encode()).expect("its own bytes");
         assert_eq!(
             (again.bat_offset, again.bat_entries),

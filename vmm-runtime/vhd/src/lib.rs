@@ -1,7 +1,9 @@
 //! Virtual hard disks in the VHD format: create, open, import, inspect, and
 //! serve them as block devices without losing an acknowledged write.
 //!
-//! The crate reads and writes fixed and dynamic VHDs. Every write passes a
+//! The crate reads and writes fixed, dynamic and differencing VHDs. A
+//! differencing disk is opened with its chain of parents, at most
+//! [`MAX_CHAIN`] disks; parents are opened for reading. Every write passes a
 //! [`Gate`], so that a fenced host stops writing whatever else hangs. Files
 //! live in a [`Pool`], a folder that no path can leave, and are locked such
 //! that neither a second opener of ours nor QEMU writes to them.
@@ -26,6 +28,8 @@
 //! ```
 
 mod block;
+mod chain;
+mod child;
 mod create;
 mod error;
 mod format;
@@ -45,12 +49,14 @@ mod storage;
 mod vhd;
 
 pub use block::{BlockDevice, Extent, ExtentKind, IoError, IoErrorKind};
+pub use chain::{MAX_CHAIN, ParentSearch};
+pub use child::ChildOptions;
 pub use create::{CreateError, CreateOptions};
 pub use error::{OpenError, OpenErrorKind};
 pub use format::DiskType;
 pub use gate::{Gate, GatePass};
 pub use import::{ImportError, ImportOptions, ImportReport, Progress, import_raw};
-pub use inspect::{VhdInfo, inspect};
+pub use inspect::{ParentInfo, VhdInfo, inspect, inspect_chain};
 pub use pool::{Pool, PoolError, PoolSpace};
 pub use remove::{RemoveError, remove};
 pub use size::{DiskSize, DiskSizeError};

@@ -94,6 +94,13 @@ impl Pool {
         &self.path
     }
 
+    /// Device and inode of the folder.
+    pub(crate) fn identity(&self) -> Result<(u64, u64), PoolError> {
+        let stat = rustix::fs::fstat(&self.folder)
+            .map_err(|error| from_errno(&self.path, "look at the folder", error))?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
     /// How much room the file system below the pool has.
     pub fn space(&self) -> Result<PoolSpace, PoolError> {
         space(self.folder.as_fd())

@@ -3,12 +3,16 @@
 use std::fs::File;
 use std::path::Path;
 
+use uuid::Uuid;
+
 use crate::block::{BlockDevice, Extent, IoError};
+use crate::chain::{self, ParentSearch};
 use crate::create::{self, CreateError, CreateOptions};
 use crate::error::OpenError;
 use crate::format::DiskType;
+use crate::format::geometry::Geometry;
 use crate::gate::Gate;
-use crate::image::{self, Image, Tuning};
+use crate::image::{self, Image, Tuning, recognise};
 use crate::lock::{self, Mode, Sidecar};
 use crate::pool::Pool;
 use crate::storage::{Backing, FileStorage};
@@ -26,6 +30,8 @@ pub enum Access {
 pub struct Vhd {
     image: Box<dyn Image>,
     disk_type: DiskType,
+    /// Those of the parents: also released after the image is gone.
+    parents: Vec<Sidecar>,
     /// Cleared once the image has been put away, or need not be.
     open: bool,
     /// Released last: fields are dropped in order.
@@ -37,6 +43,7 @@ impl std::fmt::Debug for Vhd {
         f.debug_struct("Vhd")
             .field("disk_type", &self.disk_type)
             .field("size", &self.image.size())
+            .field("parents", &self.parents.len())
             .field("read_only", &self.image.read_only())
             .finish_non_exhaustive()
     }
@@ -60,33 +67,47 @@ impl Vhd {
     ///
     /// Opening for writing restores a copy of the footer that a crash took;
     /// it changes nothing else. A pool that can't be written to can still be
-    /// read from.
+    /// read from. The parents of a differencing disk are looked for in its
+    /// pool, where the disk says.
     pub fn open(
         pool: &Pool,
         rel: impl AsRef<Path>,
         access: Access,
         gate: Gate,
     ) -> Result<Vhd, OpenError> {
-        let rel = rel.as_ref();
-        let mode = match access {
-            Access::ReadOnly => Mode::Shared,
-            Access::ReadWrite => Mode::Exclusive,
-        };
-        let place = pool.place(rel)?;
-        let (file, sidecar) =
-            lock::open_locked(&place, mode).map_err(|error| OpenError::from_lock(rel, error))?;
-        let storage = FileStorage::new(File::from(file));
-        let backing = Backing::new(Box::new(storage), gate, &rel.to_string_lossy());
-        let (image, disk_type) =
-            image::open(backing, access == Access::ReadOnly, Tuning::default())
-                .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
-        Ok(Vhd::new(image, disk_type, sidecar))
+        Vhd::open_with(pool, rel, access, gate, &ParentSearch::new())
     }
 
-    pub(crate) fn new(image: Box<dyn Image>, disk_type: DiskType, lock: Sidecar) -> Vhd {
+    /// As [`Vhd::open`], with further places where the parents of a
+    /// differencing disk may be. All of its parents are locked and opened for
+    /// reading. One that was modified since its child was made is refused,
+    /// unless the disk is opened for reading.
+    pub fn open_with(
+        pool: &Pool,
+        rel: impl AsRef<Path>,
+        access: Access,
+        gate: Gate,
+        search: &ParentSearch,
+    ) -> Result<Vhd, OpenError> {
+        let opened = Opened::open(pool, rel.as_ref(), access, gate, search)?;
+        Ok(Vhd::new(
+            opened.image,
+            opened.disk_type,
+            opened.lock,
+            opened.parent_locks,
+        ))
+    }
+
+    pub(crate) fn new(
+        image: Box<dyn Image>,
+        disk_type: DiskType,
+        lock: Sidecar,
+        parents: Vec<Sidecar>,
+    ) -> Vhd {
         Vhd {
             image,
             disk_type,
+            parents,
             open: true,
             _lock: lock,
         }
@@ -106,6 +127,83 @@ impl Vhd {
     pub(crate) fn put_away(&mut self) -> Result<(), IoError> {
         self.open = false;
         self.image.put_away()
+    }
+}
+
+/// A disk that was opened, with what its file says.
+pub(crate) struct Opened {
+    pub(crate) image: Box<dyn Image>,
+    pub(crate) disk_type: DiskType,
+    pub(crate) unique_id: Uuid,
+    pub(crate) geometry: Geometry,
+    /// When the file was modified, in seconds since 2000-01-01 UTC.
+    pub(crate) modified: u32,
+    /// How many parents, grandparents and so on there are.
+    pub(crate) parents: usize,
+    /// A parent that isn't as its child knows it; only when opened for
+    /// reading.
+    pub(crate) changed: Option<OpenError>,
+    lock: Sidecar,
+    parent_locks: Vec<Sidecar>,
+}
+
+impl Opened {
+    pub(crate) fn open(
+        pool: &Pool,
+        rel: &Path,
+        access: Access,
+        gate: Gate,
+        search: &ParentSearch,
+    ) -> Result<Opened, OpenError> {
+        let mode = match access {
+            Access::ReadOnly => Mode::Shared,
+            Access::ReadWrite => Mode::Exclusive,
+        };
+        let place = pool.place(rel)?;
+        let (file, lock) =
+            lock::open_locked(&place, mode).map_err(|error| OpenError::from_lock(rel, error))?;
+        let file = File::from(file);
+        let (identity, modified) = chain::look_at(rel, &file)?;
+        let backing = Backing::new(
+            Box::new(FileStorage::new(file)),
+            gate,
+            &rel.to_string_lossy(),
+        );
+        let refused = |refusal| OpenError::from_refusal(rel, refusal);
+        let found = recognise(&backing, Tuning::default()).map_err(refused)?;
+        let link = chain::read_link(&backing, &found).map_err(refused)?;
+        let mut parents = chain::open_parents(pool, rel, identity, link, search, true)?;
+        if access == Access::ReadWrite
+            && let Some(changed) = parents.changed.take()
+        {
+            return Err(changed);
+        }
+        let image = image::assemble(
+            backing,
+            &found,
+            parents.image.take(),
+            access == Access::ReadOnly,
+            Tuning::default(),
+        )
+        .map_err(refused)?;
+        Ok(Opened {
+            image,
+            disk_type: found.disk_type,
+            unique_id: found.footer.unique_id,
+            geometry: found.footer.geometry,
+            modified,
+            parents: parents.places.len(),
+            changed: parents.changed,
+            lock,
+            parent_locks: parents.locks,
+        })
+    }
+
+    /// The disk as the parent of another, and all locks.
+    pub(crate) fn into_parent(self) -> (Box<dyn Image>, Vec<Sidecar>) {
+        let mut locks = self.parent_locks;
+        locks.push(self.lock);
+        (self.image, locks)
     }
 }
 

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use paddock_vhd::{
-    Access, BlockDevice, CreateOptions, DiskSize, DiskType, Gate, ImportOptions, OpenErrorKind,
-    Pool, Vhd, import_raw,
+    Access, BlockDevice, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, ImportOptions,
+    OpenErrorKind, Pool, Vhd, import_raw, inspect,
 };
 
 const MIB: u64 = 1 << 20;
@@ -288,4 +288,28 @@ fn we_refuse_what_qemu_has_open() {
         qemu.wait().unwrap();
         open(Access::ReadWrite).unwrap();
     }
+}
+
+#[test]
+fn libvhdi_knows_our_children_and_their_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = Pool::open(dir.path()).unwrap();
+    make(&pool, DiskType::Dynamic, SIZES[0]);
+    let parent = inspect(&pool, "disk.vhd").unwrap().unique_id;
+    let options = ChildOptions::new();
+    Vhd::create_child(&pool, "child.vhd", &pool, "disk.vhd", &options)
+        .unwrap()
+        .close()
+        .unwrap();
+    let Some(output) = run(
+        "vhdiinfo",
+        &[dir.path().join("child.vhd").to_str().unwrap()],
+    ) else {
+        return;
+    };
+    succeeds(&output);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("Differential"), "{text}");
+    assert!(text.contains(&parent.to_string()), "{text}");
+    assert!(text.contains("disk.vhd"), "{text}");
 }

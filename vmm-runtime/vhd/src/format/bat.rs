@@ -28,6 +28,8 @@ pub(crate) struct Layout {
     pub(crate) header_offset: u64,
     pub(crate) bat_offset: u64,
     pub(crate) bat_entries: u32,
+    /// Beginning and end of what tells where the parent lies.
+    pub(crate) locators: [(u64, u64); 8],
 }
 
 impl Layout {
@@ -41,6 +43,7 @@ impl Layout {
             bat_offset: SECTOR + header::LEN as u64,
             // At most MAX_ENTRIES / 4, for sizes up to 2040 GiB.
             bat_entries: size.div_ceil(block_size.into()) as u32,
+            locators: [(0, 0); 8],
         }
     }
 
@@ -58,6 +61,7 @@ impl Layout {
             header_offset,
             bat_offset,
             bat_entries,
+            locators: [(0, 0); 8],
         }
     }
 
@@ -70,6 +74,7 @@ impl Layout {
             header_offset,
             bat_offset,
             bat_entries,
+            ..
         } = *self;
         if !block_size.is_power_of_two() || !BLOCK_SIZES.contains(&block_size) {
             return Err(format!(
@@ -109,6 +114,12 @@ impl Layout {
                 "its header at {header_offset} and its table at {bat_offset} overlap"
             ));
         }
+        // Were it ignored, the file could grow until a block lies there.
+        if let Some((start, _)) = self.locators.iter().find(|(_, end)| *end > file_end) {
+            return Err(format!(
+                "a locator of its parent is said to be at {start}, outside of the file"
+            ));
+        }
         Ok(())
     }
 
@@ -142,11 +153,12 @@ impl Layout {
         self.region(entry) + self.bitmap_len()
     }
 
-    /// Where the first block may begin: behind header and table.
+    /// Where the first block may begin: behind header, table and locators.
     pub(crate) fn metadata_end(&self) -> u64 {
         let header_end = self.header_offset + header::LEN as u64;
         header_end
             .max(self.bat_offset + self.bat_len())
+            .max(self.locators.iter().map(|(_, end)| *end).max().unwrap_or(0))
             .next_multiple_of(SECTOR)
     }
 
@@ -192,7 +204,12 @@ impl Layout {
                 self.bat_offset..self.bat_offset + self.bat_len(),
             ),
         ];
-        for (what, range) in metadata {
+        let locators = self
+            .locators
+            .iter()
+            .filter(|(start, end)| start < end)
+            .map(|&(start, end)| ("a locator of the parent", start..end));
+        for (what, range) in metadata.into_iter().chain(locators) {
             // The last region that begins before the end of the range.
             let after = sorted.partition_point(|(entry, _)| self.region(*entry) < range.end);
             if let Some((entry, block)) = after.checked_sub(1).and_then(|last| sorted.get(last))
@@ -304,6 +321,17 @@ mod tests {
                 .contains("the table")
         );
         assert!(far.check_entries(&[6001], END).is_ok());
+        let mut child = layout();
+        child.locators[1] = (2048, 2100);
+        assert!(
+            child
+                .check_entries(&[4], END)
+                .unwrap_err()
+                .contains("a locator")
+        );
+        assert!(child.check_entries(&[5], END).is_ok());
+        assert_eq!(child.metadata_end(), 2560);
+        assert_eq!(child.aligned_entry(child.metadata_end()), Some(7));
     }
 
     #[test]
@@ -392,6 +420,9 @@ mod tests {
             })
             .contains("not at a sector")
         );
+        let mut child = layout();
+        child.locators[7] = (END - 1, END + 1);
+        assert!(refused(child).contains("locator"));
         assert!(
             refused(Layout {
                 bat_offset: 1024,

@@ -72,6 +72,7 @@ impl Footer {
         let (kind, header_offset) = match disk_type {
             DiskType::Fixed => (Kind::Fixed, None),
             DiskType::Dynamic => (Kind::Dynamic, Some(LEN as u64)),
+            DiskType::Differencing => (Kind::Differencing, Some(LEN as u64)),
         };
         Footer {
             kind,
@@ -160,7 +161,7 @@ impl Footer {
 
     /// When the disk was made.
     pub(crate) fn created(&self) -> SystemTime {
-        UNIX_EPOCH + EPOCH + Duration::from_secs(self.timestamp.into())
+        time(self.timestamp)
     }
 
     /// The creating application, without the spaces and zeros it is padded
@@ -182,7 +183,13 @@ impl Footer {
     }
 }
 
-fn timestamp(time: SystemTime) -> u32 {
+/// The time that a number of seconds since 2000 stands for.
+pub(crate) fn time(timestamp: u32) -> SystemTime {
+    UNIX_EPOCH + EPOCH + Duration::from_secs(timestamp.into())
+}
+
+/// A time as the format keeps it: whole seconds from 2000 on.
+pub(crate) fn timestamp(time: SystemTime) -> u32 {
     let since = time.duration_since(UNIX_EPOCH + EPOCH).unwrap_or_default();
     u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }

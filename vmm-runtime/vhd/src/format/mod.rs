@@ -8,6 +8,7 @@ pub(crate) mod footer;
 pub(crate) mod foreign;
 pub(crate) mod geometry;
 pub(crate) mod header;
+pub(crate) mod locator;
 
 use std::fmt;
 
@@ -24,6 +25,8 @@ pub enum DiskType {
     Fixed,
     /// The file grows as blocks are written for the first time.
     Dynamic,
+    /// As dynamic, and what was never written is looked for in a parent.
+    Differencing,
 }
 
 impl fmt::Display for DiskType {
@@ -31,6 +34,7 @@ impl fmt::Display for DiskType {
         f.write_str(match self {
             DiskType::Fixed => "fixed",
             DiskType::Dynamic => "dynamic",
+            DiskType::Differencing => "differencing",
         })
     }
 }

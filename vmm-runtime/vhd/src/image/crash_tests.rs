@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::random::Random;
-use super::sample::{foreign_disk, new_disk};
+use super::sample::{Sample, foreign_child, foreign_disk, new_child, new_disk, open_parents};
 use super::{Image, Mutant, Tuning, open};
 use crate::block::IoErrorKind;
 use crate::format::DiskType;
@@ -27,10 +27,11 @@ fn tuning(mutant: Option<Mutant>) -> Tuning {
 
 fn open_disk(
     storage: impl Storage + 'static,
+    parents: &[Vec<u8>],
     mutant: Option<Mutant>,
 ) -> Result<Box<dyn Image>, String> {
     let backing = Backing::new(Box::new(storage), Gate::open(), "disk");
-    let opened = open(backing, false, tuning(mutant));
+    let opened = open(backing, open_parents(parents), false, tuning(mutant));
     opened
         .map(|(disk, _)| disk)
         .map_err(|refusal| format!("not opened: {refusal:?}"))
@@ -246,16 +247,28 @@ fn faults(random: &mut Random) -> BTreeMap<u64, Fault> {
     faults
 }
 
+/// A disk to make children of: half of its blocks hold data, or one of a
+/// chain is.
+fn parent(random: &mut Random) -> Sample {
+    let parent = foreign_disk(SIZE - 5 * 512, 2 * BLOCK, random);
+    match random.below(2) {
+        0 => parent,
+        _ => foreign_child(parent, SIZE, BLOCK / 2, random),
+    }
+}
+
 /// Runs a workload, then looks at the disk after crashes at `points` points.
 /// Returns how many there were; the error says what was lost.
 fn crash(seed: u64, points: usize, mutant: Option<Mutant>) -> Result<usize, String> {
     let mut random = Random::new(seed);
-    let sample = match random.below(2) {
+    let sample = match random.below(4) {
         0 => new_disk(DiskType::Dynamic, SIZE, BLOCK),
-        _ => foreign_disk(SIZE, BLOCK, &mut random),
+        1 => foreign_disk(SIZE, BLOCK, &mut random),
+        2 => new_child(parent(&mut random), SIZE, BLOCK),
+        _ => foreign_child(parent(&mut random), SIZE, BLOCK, &mut random),
     };
     let storage = FaultStorage::new(sample.file.clone(), faults(&mut random));
-    let Ok(disk) = open_disk(storage.clone(), mutant) else {
+    let Ok(disk) = open_disk(storage.clone(), &sample.parents, mutant) else {
         // A fault in the first calls.
         return Ok(0);
     };
@@ -282,7 +295,15 @@ fn crash(seed: u64, points: usize, mutant: Option<Mutant>) -> Result<usize, Stri
     let mut crashes = Crashes::new(sample.file, &log);
     for point in chosen {
         let file = crashes.at(point, &mut random);
-        recover(file, &workload.history, point, &mut random, mutant).map_err(|lost| {
+        recover(
+            file,
+            &sample.parents,
+            &workload.history,
+            point,
+            &mut random,
+            mutant,
+        )
+        .map_err(|lost| {
             format!(
                 "seed {seed}, crash after {point} of {} operations: {lost}",
                 log.len()
@@ -295,13 +316,14 @@ fn crash(seed: u64, points: usize, mutant: Option<Mutant>) -> Result<usize, Stri
 /// Opens what a crash left, checks it, and goes on using it for a while.
 fn recover(
     file: Vec<u8>,
+    parents: &[Vec<u8>],
     history: &History,
     point: usize,
     random: &mut Random,
     mutant: Option<Mutant>,
 ) -> Result<(), String> {
     let storage = FaultStorage::new(file, BTreeMap::new());
-    let disk = open_disk(storage.clone(), mutant)?;
+    let disk = open_disk(storage.clone(), parents, mutant)?;
     let mut content = vec![0; SIZE as usize];
     disk.read_at(&mut content, 0)
         .map_err(|error| error.to_string())?;
@@ -321,13 +343,13 @@ fn recover(
         .put_away()
         .map_err(|error| error.to_string())?;
     // Once more, as the next start finds it.
-    workload.disk = open_disk(workload.storage.clone(), mutant)?;
+    workload.disk = open_disk(workload.storage.clone(), parents, mutant)?;
     workload.check_reads()
 }
 
 #[test]
 fn no_crash_loses_what_was_flushed() {
-    let points: usize = (0..100).map(|seed| crash(seed, 25, None).unwrap()).sum();
+    let points: usize = (0..160).map(|seed| crash(seed, 25, None).unwrap()).sum();
     assert!(points >= 2000, "only {points} crashes");
 }
 
@@ -342,9 +364,14 @@ fn every_mutant_is_caught() {
         Mutant::ReuseBeforeDurable,
         Mutant::ReuseUnpunched,
         Mutant::BitmapBeforeData,
+        Mutant::BitmapsBeforeSync,
         Mutant::TrustSlack,
         Mutant::KeepFailedReservation,
         Mutant::TrustNextSync,
+        Mutant::FillChildBlocks,
+        Mutant::UncoverParent,
+        Mutant::ZeroNothing,
+        Mutant::ZeroWithoutBits,
     ];
     for mutant in mutants {
         let caught = (0..100).find_map(|seed| crash(seed, 25, Some(mutant)).err());

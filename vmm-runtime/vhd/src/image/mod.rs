@@ -20,7 +20,7 @@ mod sample;
 
 pub(crate) use dynamic::Dynamic;
 pub(crate) use fixed::Fixed;
-pub(crate) use format_new::{format_new, formatted_len};
+pub(crate) use format_new::{NewParent, format_new, formatted_len};
 pub(crate) use recognise::{Recognised, recognise};
 
 use crate::block::{BlockDevice, IoError};
@@ -97,33 +97,72 @@ pub(crate) enum Mutant {
     ReuseUnpunched,
     /// Bits of a bitmap go to disk before the data they stand for.
     BitmapBeforeData,
+    /// A flush writes bitmaps before it syncs the data they stand for.
+    BitmapsBeforeSync,
     /// Space left behind by a crash is taken for zeros.
     TrustSlack,
     /// A reservation whose first write failed is forgotten, but not its
     /// entry in memory.
     KeepFailedReservation,
+    /// A block of a child is taken for written as a whole when it is
+    /// allocated.
+    FillChildBlocks,
+    /// A discard frees a child's block whatever the parent holds there.
+    UncoverParent,
+    /// Zeros are not written to a child where it holds nothing.
+    ZeroNothing,
+    /// The bits of zeroed sectors of a child stay clear.
+    ZeroWithoutBits,
     /// After a failed sync the next one is believed.
     #[cfg(test)]
     TrustNextSync,
 }
 
-/// Opens what `backing` holds. A writable open repairs what a crash may have
-/// left: a lost copy of the footer. Nothing else is changed.
+/// Opens what `backing` holds, with the parent if it needs one. A writable
+/// open repairs what a crash may have left: a lost copy of the footer.
+/// Nothing else is changed.
+#[cfg(any(test, fuzzing))]
 pub(crate) fn open(
     backing: Backing,
+    parent: Option<Box<dyn Image>>,
     read_only: bool,
     tuning: Tuning,
 ) -> Result<(Box<dyn Image>, DiskType), Refusal> {
     let found = recognise(&backing, tuning)?;
-    Ok(match found.disk_type {
-        DiskType::Fixed => (
-            Box::new(Fixed::new(backing, &found, read_only)),
-            DiskType::Fixed,
-        ),
-        DiskType::Dynamic => (
-            Box::new(Dynamic::load(backing, &found, read_only, tuning)?),
-            DiskType::Dynamic,
-        ),
+    let disk_type = found.disk_type;
+    assemble(backing, &found, parent, read_only, tuning).map(|image| (image, disk_type))
+}
+
+/// Opens a disk that was recognised. `parent` is opened for reading, and used
+/// by differencing disks.
+pub(crate) fn assemble(
+    backing: Backing,
+    found: &Recognised,
+    parent: Option<Box<dyn Image>>,
+    read_only: bool,
+    tuning: Tuning,
+) -> Result<Box<dyn Image>, Refusal> {
+    Ok(match (found.disk_type, parent) {
+        (DiskType::Fixed, _) => Box::new(Fixed::new(backing, found, read_only)),
+        (DiskType::Dynamic, _) => Box::new(Dynamic::load(backing, found, None, read_only, tuning)?),
+        (DiskType::Differencing, Some(parent)) => Box::new(Dynamic::load(
+            backing,
+            found,
+            Some(parent),
+            read_only,
+            tuning,
+        )?),
+        (DiskType::Differencing, None) => {
+            let id = found
+                .header
+                .as_ref()
+                .map(|(_, header)| header.parent.unique_id);
+            return Err(Refusal::Unsupported(format!(
+                "it is a differencing VHD (child of '{}', {}) and can't be read without its parent",
+                found.parent_name(),
+                id.unwrap_or_default()
+            )));
+        }
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::random::Random;
-use super::sample::{Sample, foreign_disk, new_disk};
+use super::sample::{Sample, foreign_child, foreign_disk, new_child, new_disk, open_parents};
 use super::{Image, Tuning, open};
 use crate::block::{BlockDevice, Extent, ExtentKind, IoError, IoErrorKind};
 use crate::format::DiskType;
@@ -13,6 +13,15 @@ use crate::storage::fault::{Fault, FaultStorage};
 use crate::storage::{Backing, FileStorage, Storage};
 
 fn open_disk(storage: impl Storage + 'static, read_only: bool, growth: u64) -> Box<dyn Image> {
+    open_over(storage, &[], read_only, growth)
+}
+
+fn open_over(
+    storage: impl Storage + 'static,
+    parents: &[Vec<u8>],
+    read_only: bool,
+    growth: u64,
+) -> Box<dyn Image> {
     let tuning = Tuning {
         growth,
         bitmap_cache: 4096,
@@ -20,6 +29,7 @@ fn open_disk(storage: impl Storage + 'static, read_only: bool, growth: u64) -> B
     };
     open(
         Backing::new(Box::new(storage), Gate::open(), "disk"),
+        open_parents(parents),
         read_only,
         tuning,
     )
@@ -31,11 +41,36 @@ fn open_disk(storage: impl Storage + 'static, read_only: bool, growth: u64) -> B
 fn sample(random: &mut Random) -> Sample {
     let block_size = 4096 << random.below(5);
     let size = 512 * (1 + random.below(1000));
-    match random.below(3) {
+    match random.below(6) {
         0 => new_disk(DiskType::Fixed, size, block_size),
         1 => new_disk(DiskType::Dynamic, size, block_size),
-        _ => foreign_disk(size, block_size, random),
+        2 => foreign_disk(size, block_size, random),
+        _ => chain(random),
     }
+}
+
+/// A child over one to four others of any size and shape.
+fn chain(random: &mut Random) -> Sample {
+    let shape = |random: &mut Random| (512 * (1 + random.below(600)), 4096 << random.below(4));
+    let (size, block_size) = shape(random);
+    let mut disk = match random.below(4) {
+        0 => {
+            // A fixed disk full of data.
+            let mut disk = new_disk(DiskType::Fixed, size, block_size);
+            disk.content = random.bytes(size);
+            disk.file[..size as usize].copy_from_slice(&disk.content);
+            disk
+        }
+        _ => foreign_disk(size, block_size, random),
+    };
+    for _ in 0..1 + random.below(4) {
+        let (size, block_size) = shape(random);
+        disk = match random.below(3) {
+            0 => new_child(disk, size, block_size),
+            _ => foreign_child(disk, size, block_size, random),
+        };
+    }
+    disk
 }
 
 /// Extents must follow on each other, cover the range, and not call zero what
@@ -62,12 +97,15 @@ fn check_status(disk: &dyn BlockDevice, content: &[u8], offset: u64, len: u64) {
 fn run(seed: u64, make: impl Fn(Vec<u8>) -> AnyStorage) {
     let mut random = Random::new(seed);
     let Sample {
-        file, mut content, ..
+        file,
+        mut content,
+        parents,
+        ..
     } = sample(&mut random);
     let size = content.len() as u64;
     let growth = 512 * (1 + random.below(200));
     let storage = make(file);
-    let mut disk = open_disk(storage.clone(), false, growth);
+    let mut disk = open_over(storage.clone(), &parents, false, growth);
     assert_eq!(disk.size(), size);
     let (mut reads, mut writes) = (0, 0);
     for _ in 0..80 {
@@ -102,7 +140,7 @@ fn run(seed: u64, make: impl Fn(Vec<u8>) -> AnyStorage) {
                 let read_only = random.below(2) == 0;
                 drop(disk);
                 if read_only {
-                    let reader = open_disk(storage.clone(), true, growth);
+                    let reader = open_over(storage.clone(), &parents, true, growth);
                     let mut found = vec![0; size as usize];
                     reader.read_at(&mut found, 0).unwrap();
                     assert!(
@@ -118,14 +156,14 @@ fn run(seed: u64, make: impl Fn(Vec<u8>) -> AnyStorage) {
                         IoErrorKind::ReadOnly
                     );
                 }
-                disk = open_disk(storage.clone(), false, growth);
+                disk = open_over(storage.clone(), &parents, false, growth);
             }
         }
     }
     assert!(reads > 0 && writes > 0);
     disk.put_away().unwrap();
     let mut found = vec![0; size as usize];
-    open_disk(storage, false, growth)
+    open_over(storage, &parents, false, growth)
         .read_at(&mut found, 0)
         .unwrap();
     assert!(found == content, "seed {seed}: the disk was put away wrong");
@@ -159,15 +197,24 @@ fn so_do_disks_in_real_files() {
 #[test]
 fn threads_do_not_disturb_each_other() {
     const THREADS: u64 = 4;
-    for seed in 0..8 {
+    for seed in 0..9 {
         let mut random = Random::new(seed);
         let size = 40 * 4096 + 512;
-        let Sample { file, content, .. } = match seed % 2 {
+        let Sample {
+            file,
+            content,
+            parents,
+            ..
+        } = match seed % 3 {
             0 => new_disk(DiskType::Dynamic, size, 4096),
-            _ => foreign_disk(size, 4096, &mut random),
+            1 => foreign_disk(size, 4096, &mut random),
+            _ => {
+                let parent = foreign_disk(size, 8192, &mut random);
+                foreign_child(parent, size, 4096, &mut random)
+            }
         };
         let storage = FaultStorage::new(file, BTreeMap::new());
-        let disk = open_disk(storage.clone(), false, 3 * 4096);
+        let disk = open_over(storage.clone(), &parents, false, 3 * 4096);
         let content = Mutex::new(content);
         let disk_ref: &dyn Image = &*disk;
         std::thread::scope(|scope| {
@@ -206,7 +253,9 @@ fn threads_do_not_disturb_each_other() {
         });
         disk.put_away().unwrap();
         let mut found = vec![0; size as usize];
-        open_disk(storage, true, 0).read_at(&mut found, 0).unwrap();
+        open_over(storage, &parents, true, 0)
+            .read_at(&mut found, 0)
+            .unwrap();
         assert!(found == *content.lock().unwrap(), "seed {seed}");
     }
 }
@@ -365,7 +414,7 @@ fn after_a_failed_sync_nothing_is_written_or_acknowledged() {
         let first_sync = match disk_type {
             DiskType::Fixed => 1,
             // Growth: footer, sync, zeros; the data; the bitmap.
-            DiskType::Dynamic => 5,
+            _ => 5,
         };
         let storage = FaultStorage::new(file, BTreeMap::from([(first_sync, Fault::Io)]));
         let disk = open_disk(storage.clone(), false, 4096);
@@ -397,7 +446,7 @@ fn a_closed_gate_stops_every_change_and_no_read() {
         let storage = FaultStorage::new(file, BTreeMap::new());
         let gate = Gate::open();
         let backing = Backing::new(Box::new(storage.clone()), gate.clone(), "disk");
-        let (disk, _) = open(backing, false, Tuning::default()).unwrap();
+        let (disk, _) = open(backing, None, false, Tuning::default()).unwrap();
         disk.write_at(&[1; 512], 0).unwrap();
         gate.close();
         let before = storage.position();
@@ -449,4 +498,105 @@ fn a_flush_costs_two_syncs_at_most() {
     disk.write_at(&[2; 10], 4096).unwrap();
     assert_eq!(cost(), 1);
     assert_eq!(cost(), 0);
+}
+
+/// What a child holds and what it may give up, over a parent with data in its
+/// first half.
+#[test]
+fn zeros_and_discards_do_not_uncover_the_parent() {
+    const BLOCK: u64 = 4096;
+    let mut parent = new_disk(DiskType::Dynamic, 8 * BLOCK, 4096);
+    parent.content[..4 * BLOCK as usize].fill(0x55);
+    let storage = FaultStorage::new(parent.file, BTreeMap::new());
+    let disk = open_disk(storage.clone(), false, BLOCK);
+    disk.write_at(&parent.content[..4 * BLOCK as usize], 0)
+        .unwrap();
+    disk.put_away().unwrap();
+    parent.file = vec![0; storage.len().unwrap() as usize];
+    storage.read_at(&mut parent.file, 0).unwrap();
+    let Sample {
+        file,
+        mut content,
+        parents,
+        layout,
+    } = new_child(parent, 8 * BLOCK, 4096);
+    let storage = FaultStorage::new(file, BTreeMap::new());
+    let disk = open_over(storage.clone(), &parents, false, BLOCK);
+    let kinds = |disk: &dyn Image| -> Vec<(u64, ExtentKind)> {
+        let list = disk.block_status(0, 8 * BLOCK).unwrap();
+        list.iter()
+            .map(|extent| (extent.len, extent.kind))
+            .collect()
+    };
+    let (data, hole) = (ExtentKind::Data, ExtentKind::Hole);
+    assert_eq!(kinds(&*disk), [(4 * BLOCK, data), (4 * BLOCK, hole)]);
+    // Zeros over nothing take nothing.
+    disk.write_zeroes(4 * BLOCK, 4 * BLOCK).unwrap();
+    disk.discard(5 * BLOCK + 7, 100).unwrap();
+    disk.flush().unwrap();
+    assert_eq!(storage.len().unwrap(), layout.metadata_end() + 512);
+    // Over data they take a block, a whole one and a part of one.
+    disk.discard(0, BLOCK).unwrap();
+    disk.write_zeroes(2 * BLOCK - 100, 200).unwrap();
+    content[..BLOCK as usize].fill(0);
+    content[2 * BLOCK as usize - 100..][..200].fill(0);
+    let check = |disk: &dyn Image| {
+        let mut found = vec![0; content.len()];
+        disk.read_at(&mut found, 0).unwrap();
+        assert!(found == content);
+    };
+    check(&*disk);
+    disk.put_away().unwrap();
+    drop(disk);
+    let disk = open_over(storage.clone(), &parents, false, BLOCK);
+    check(&*disk);
+    let entries = |storage: &FaultStorage| -> Vec<bool> {
+        let mut bytes = vec![0; 8 * 4];
+        storage.read_at(&mut bytes, layout.bat_offset).unwrap();
+        crate::format::bat::decode(&bytes)
+            .map(|entry| entry != u32::MAX)
+            .collect()
+    };
+    let held = [true, true, true, false, false, false, false, false];
+    assert_eq!(entries(&storage), held);
+    // Only a block over nothing is given back by a discard.
+    disk.write_at(&[1; 10], 6 * BLOCK).unwrap();
+    disk.flush().unwrap();
+    assert!(entries(&storage)[6]);
+    disk.discard(6 * BLOCK, BLOCK).unwrap();
+    disk.discard(0, 4 * BLOCK).unwrap();
+    disk.put_away().unwrap();
+    assert_eq!(
+        entries(&storage),
+        [true, true, true, true, false, false, false, false]
+    );
+    let mut found = vec![1; content.len()];
+    disk.read_at(&mut found, 0).unwrap();
+    assert!(found.iter().all(|&byte| byte == 0));
+}
+
+/// Two syncs, however many sectors of however many blocks a child gets.
+#[test]
+fn a_flush_of_a_child_costs_two_syncs() {
+    use crate::storage::fault::Op;
+
+    let parent = new_disk(DiskType::Dynamic, 64 * 4096, 4096);
+    let Sample { file, parents, .. } = new_child(parent, 64 * 4096, 4096);
+    let storage = FaultStorage::new(file, BTreeMap::new());
+    let disk = open_over(storage.clone(), &parents, false, 1 << 20);
+    disk.write_at(&[1; 10], 0).unwrap();
+    disk.flush().unwrap();
+    for round in 1..4 {
+        let before = storage.position();
+        for block in 0..40 {
+            disk.write_at(&[round; 512], block * 4096 + u64::from(round) * 512)
+                .unwrap();
+        }
+        disk.flush().unwrap();
+        let syncs = storage.log()[before..]
+            .iter()
+            .filter(|op| matches!(op, Op::Sync))
+            .count();
+        assert_eq!(syncs, 2, "round {round}");
+    }
 }

@@ -6,6 +6,7 @@
 //! end is asked first, and the beginning believed only if the end isn't the
 //! footer of a fixed disk.
 
+use crate::format::bat::Layout;
 use crate::format::footer::{self, Footer, FooterError, Kind};
 use crate::format::header::{self, Header};
 use crate::format::{DiskType, SECTOR, foreign};
@@ -28,8 +29,33 @@ pub(crate) struct Recognised {
     pub(crate) head_is_lost: bool,
     /// Whether the footer at the end has to be written again.
     pub(crate) tail_is_lost: bool,
-    /// Present in dynamic disks.
+    /// Present in dynamic and differencing disks.
     pub(crate) header: Option<(u64, Header)>,
+}
+
+impl Recognised {
+    /// Where the parts of a dynamic or differencing disk are said to lie.
+    pub(crate) fn layout(&self) -> Option<Layout> {
+        let (header_offset, header) = self.header.as_ref()?;
+        let mut layout = Layout::of(self.footer.current_size, *header_offset, header);
+        if self.disk_type == DiskType::Differencing {
+            // One that can't be anywhere is of no use, and of no harm either.
+            layout.locators = header
+                .parent
+                .locators
+                .map(|locator| locator.range().unwrap_or_default());
+        }
+        Some(layout)
+    }
+
+    /// The parent's name as the header has it, to be shown.
+    pub(crate) fn parent_name(&self) -> String {
+        let name = self
+            .header
+            .iter()
+            .flat_map(|(_, header)| header.parent.name.chars());
+        name.filter(|c| !c.is_control()).collect()
+    }
 }
 
 struct Tail {
@@ -209,20 +235,11 @@ fn dynamic(
     let header = Header::parse(&bytes).map_err(|error| {
         Refusal::Corrupt(format!("its dynamic header at byte {offset}: {error}"))
     })?;
-    if footer.kind == Kind::Differencing {
-        let parent: String = header
-            .parent
-            .name
-            .chars()
-            .filter(|c| !c.is_control())
-            .collect();
-        return Err(Refusal::Unsupported(format!(
-            "it is a differencing VHD (child of '{parent}', {}), which this release does not open",
-            header.parent.unique_id
-        )));
-    }
     Ok(Recognised {
-        disk_type: DiskType::Dynamic,
+        disk_type: match footer.kind {
+            Kind::Differencing => DiskType::Differencing,
+            _ => DiskType::Dynamic,
+        },
         footer: footer.clone(),
         footer_bytes,
         data_end,

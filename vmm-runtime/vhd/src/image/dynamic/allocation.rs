@@ -7,6 +7,7 @@ use super::{Dynamic, FRESH, FULL};
 use crate::block::IoError;
 use crate::format::SECTOR;
 use crate::format::bat::UNALLOCATED;
+use crate::format::bitmap::Bitmap;
 use crate::format::footer;
 use crate::image::Mutant;
 
@@ -64,7 +65,17 @@ impl Dynamic {
         };
         allocation.pending.insert(block, entry);
         allocation.changed.insert(block);
-        self.mark(block).store(FULL | FRESH, Ordering::SeqCst);
+        let marks = if self.parent.is_none() || self.tuning.is(Mutant::FillChildBlocks) {
+            FULL | FRESH
+        } else {
+            let bitmap = Bitmap::new(
+                vec![0; self.layout.bitmap_len() as usize],
+                self.layout.block_sectors(),
+            );
+            self.bitmaps().insert(block, entry, bitmap);
+            FRESH
+        };
+        self.mark(block).store(marks, Ordering::SeqCst);
         self.map[block as usize].store(entry, Ordering::SeqCst);
         Ok(entry)
     }

@@ -64,13 +64,18 @@ impl Dynamic {
 
     fn write_frozen(&self, frozen: &Frozen) -> Result<(), IoError> {
         // The bitmaps of new blocks are data as yet: no entry names them.
+        // (Those of a child are zero, and what is set in them comes below.)
         let ones = vec![0xff; self.layout.bitmap_len() as usize];
+        let fills = self.parent.is_none() || self.tuning.is(Mutant::FillChildBlocks);
         for &(_, entry) in frozen
             .entries
             .iter()
-            .filter(|(_, entry)| *entry != UNALLOCATED)
+            .filter(|(_, entry)| fills && *entry != UNALLOCATED)
         {
             self.backing.write(&ones, self.layout.region(entry))?;
+        }
+        if self.tuning.is(Mutant::BitmapsBeforeSync) {
+            self.write_bitmaps(&frozen.bitmaps)?;
         }
         if self.tuning.is(Mutant::TableBeforeData) {
             self.write_table(&frozen.entries)?;
@@ -78,16 +83,22 @@ impl Dynamic {
         if !self.tuning.is(Mutant::SkipDataSync) {
             self.backing.sync()?;
         }
-        for DirtyBitmap { entry, bitmap, .. } in &frozen.bitmaps {
-            self.backing
-                .write(bitmap.bytes(), self.layout.region(*entry))?;
-        }
+        self.write_bitmaps(&frozen.bitmaps)?;
         self.write_table(&frozen.entries)?;
         if !self.tuning.is(Mutant::SkipMetadataSync) {
             // Costs nothing when nothing was written since the first.
             self.backing.sync()?;
         }
         Ok(())
+    }
+
+    fn write_bitmaps(&self, bitmaps: &[DirtyBitmap]) -> Result<(), IoError> {
+        bitmaps
+            .iter()
+            .try_for_each(|DirtyBitmap { entry, bitmap, .. }| {
+                self.backing
+                    .write(bitmap.bytes(), self.layout.region(*entry))
+            })
     }
 
     /// Writes the sectors of the table that hold `entries`, neighbours in one

@@ -1,4 +1,5 @@
-//! Dynamic disks: blocks that are allocated as they are first written.
+//! Dynamic disks: blocks that are allocated as they are first written. And
+//! differencing disks, which are dynamic ones over a parent.
 //!
 //! What must hold after a crash at any moment is that each sector has the
 //! value of the last completed flush or a later one. So a block's entry goes
@@ -8,6 +9,14 @@
 //! go and grows the file, `commit` makes it durable, `bitmaps` remembers
 //! which sectors of foreign disks are marked as never written.
 //!
+//! In a differencing disk a sector whose bit is clear is the parent's, so its
+//! bit is set after its data is written, and goes to disk after its data is
+//! durable (`child`). The bitmap of a new block may go there together with
+//! the block's entry, in any order: the region was zero, bitmap included, so
+//! whatever part of the two a crash leaves shows the parent's sectors, which
+//! were the block's until then. For the same reason a block may lose its
+//! region only where the parent is zero.
+//!
 //! Locks, in the order in which they may be taken: a block's stripe, then
 //! `allocation`, then `bitmaps`. Requests hold their block's stripe shared;
 //! whoever takes a region away from a block holds it exclusively, so no
@@ -15,6 +24,7 @@
 
 mod allocation;
 mod bitmaps;
+mod child;
 mod commit;
 
 use std::ops::Range;
@@ -43,9 +53,12 @@ const FULL: u8 = 1;
 /// with success yet.
 const FRESH: u8 = 2;
 
-/// An open dynamic disk.
+/// An open dynamic or differencing disk.
 pub(crate) struct Dynamic {
     backing: Backing,
+    /// Of a differencing disk. Open for reading, and the same for as long as
+    /// this one is open.
+    parent: Option<Box<dyn Image>>,
     layout: Layout,
     footer_bytes: [u8; footer::LEN],
     read_only: bool,
@@ -84,17 +97,17 @@ impl Piece {
 
 impl Dynamic {
     /// Reads and checks the table. A writable disk gets back the copy of its
-    /// footer that a crash took.
+    /// footer that a crash took. `parent`: of a differencing disk.
     pub(crate) fn load(
         backing: Backing,
         found: &Recognised,
+        parent: Option<Box<dyn Image>>,
         read_only: bool,
         tuning: Tuning,
     ) -> Result<Dynamic, Refusal> {
-        let Some((header_offset, header)) = &found.header else {
+        let Some(layout) = found.layout() else {
             return Err(Refusal::Corrupt("it has no dynamic header".to_owned()));
         };
-        let layout = Layout::of(found.footer.current_size, *header_offset, header);
         layout.check(found.data_end).map_err(Refusal::Corrupt)?;
         // At most 16 MiB, and within the file: checked by the layout.
         let mut bytes = vec![0; layout.bat_entries as usize * 4];
@@ -107,6 +120,7 @@ impl Dynamic {
         #[cfg(test)]
         let backing = backing.forgetting_failed_syncs(tuning.is(Mutant::TrustNextSync));
         let disk = Dynamic {
+            parent,
             layout,
             footer_bytes: found.footer_bytes,
             read_only,
@@ -224,9 +238,9 @@ impl Dynamic {
     /// Reads a piece while the block's stripe is held.
     fn read_piece(&self, piece: &Piece, buf: &mut [u8]) -> Result<(), IoError> {
         let entry = self.entry(piece.block);
+        let block_start = self.block_start(piece.block);
         if entry == UNALLOCATED {
-            buf.fill(0);
-            return Ok(());
+            return self.read_below(buf, block_start + piece.within);
         }
         let data = self.layout.data(entry);
         let Some(bitmap) = self.bitmap(piece.block, entry)? else {
@@ -240,7 +254,7 @@ impl Dynamic {
             if set {
                 self.backing.read(part, data + from)?;
             } else {
-                part.fill(0);
+                self.read_below(part, block_start + from)?;
             }
             sectors.start = end;
         }
@@ -250,7 +264,10 @@ impl Dynamic {
     fn write_piece(&self, piece: &Piece, buf: &[u8]) -> Result<(), IoError> {
         let shared = self.share(piece.block);
         let mut entry = self.entry(piece.block);
-        if entry == UNALLOCATED {
+        if entry == UNALLOCATED && self.parent.is_some() {
+            drop(shared);
+            return self.write_clear_sectors(piece, buf);
+        } else if entry == UNALLOCATED {
             entry = self.reserve(piece.block)?;
         } else if let Some(bitmap) = self.bitmap(piece.block, entry)?
             && !bitmap.all_set(piece.sectors())
@@ -288,17 +305,51 @@ impl Dynamic {
     /// a whole, and their bits set only once that is done.
     fn write_clear_sectors(&self, piece: &Piece, buf: &[u8]) -> Result<(), IoError> {
         let seized = self.seize(piece.block);
-        let entry = self.entry(piece.block);
+        let mut entry = self.entry(piece.block);
+        if entry == UNALLOCATED && self.parent.is_some() {
+            entry = self.reserve(piece.block)?;
+        }
         let bitmap = if entry == UNALLOCATED {
             None
         } else {
-            self.bitmap(piece.block, entry)?
+            let bitmap = self.bitmap(piece.block, entry);
+            if bitmap.is_err() {
+                self.settle_seized(piece.block, false);
+            }
+            bitmap?
         };
         let Some(bitmap) = bitmap else {
             // Discarded or filled meanwhile.
             drop(seized);
             return self.write_piece(piece, buf);
         };
+        let result = self.write_seized(piece, buf, entry, bitmap);
+        self.settle_seized(piece.block, result.is_ok());
+        result
+    }
+
+    /// Notes the outcome of the first change of a fresh reservation. Hold the
+    /// block's stripe exclusively.
+    fn settle_seized(&self, block: u32, success: bool) {
+        if !self.has_mark(block, FRESH) {
+            return;
+        }
+        if success {
+            self.mark(block).fetch_and(!FRESH, Ordering::SeqCst);
+        } else {
+            self.take_region(block);
+        }
+    }
+
+    /// Writes sectors as a whole, then sets their bits. Hold the block's
+    /// stripe exclusively.
+    fn write_seized(
+        &self,
+        piece: &Piece,
+        buf: &[u8],
+        entry: u32,
+        bitmap: Arc<Bitmap>,
+    ) -> Result<(), IoError> {
         let sectors = piece.sectors();
         let from = u64::from(sectors.start) * SECTOR;
         let to = u64::from(sectors.end) * SECTOR;
@@ -307,24 +358,32 @@ impl Dynamic {
             within: from,
             span: 0..(to - from) as usize,
         };
-        let mut padded = vec![0; whole.span.len()];
-        self.read_piece(&whole, &mut padded)?;
-        let start = (piece.within - from) as usize;
-        padded[start..start + buf.len()].copy_from_slice(buf);
+        let mut padded = Vec::new();
+        let bytes = if whole.len() == piece.len() {
+            buf
+        } else {
+            padded.resize(whole.span.len(), 0);
+            self.read_piece(&whole, &mut padded)?;
+            let start = (piece.within - from) as usize;
+            padded[start..start + buf.len()].copy_from_slice(buf);
+            &padded
+        };
         if self.tuning.is(Mutant::BitmapBeforeData) {
             let mut bitmap = Bitmap::clone(&bitmap);
             bitmap.set(sectors.clone());
             self.backing
                 .write(bitmap.bytes(), self.layout.region(entry))?;
         }
-        self.backing
-            .write(&padded, self.layout.data(entry) + from)?;
+        self.backing.write(bytes, self.layout.data(entry) + from)?;
         self.bitmaps().set(piece.block, entry, bitmap, sectors);
         Ok(())
     }
 
     /// Makes a piece of a block read as zeros and keeps its region.
     fn zero_piece(&self, piece: &Piece) -> Result<(), IoError> {
+        if self.parent.is_some() {
+            return self.zero_piece_of_child(piece);
+        }
         let _shared = self.share(piece.block);
         let entry = self.entry(piece.block);
         if entry == UNALLOCATED {
@@ -345,9 +404,13 @@ impl Dynamic {
 
     /// Whether a piece covers all of its block that belongs to the disk.
     fn is_whole(&self, piece: &Piece) -> bool {
-        let block_start = u64::from(piece.block) * u64::from(self.layout.block_size);
-        let visible = (self.layout.size - block_start).min(self.layout.block_size.into());
-        piece.within == 0 && piece.len() == visible
+        let visible = self.layout.size - self.block_start(piece.block);
+        piece.within == 0 && piece.len() == visible.min(self.layout.block_size.into())
+    }
+
+    /// The first byte of a block on the disk.
+    fn block_start(&self, block: u32) -> u64 {
+        u64::from(block) * u64::from(self.layout.block_size)
     }
 }
 
@@ -390,7 +453,7 @@ impl BlockDevice for Dynamic {
     fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
         self.admit(offset, len)?;
         for piece in self.pieces(offset, len) {
-            if self.is_whole(&piece) {
+            if self.is_whole(&piece) && self.may_be_taken(&piece)? {
                 let _seized = self.seize(piece.block);
                 self.take_region(piece.block);
             } else {
@@ -417,7 +480,7 @@ impl BlockDevice for Dynamic {
             let entry = self.entry(piece.block);
             let start = offset + piece.span.start as u64;
             if entry == UNALLOCATED {
-                extents.push(start + piece.len(), ExtentKind::Hole);
+                self.push_below(&mut extents, start..start + piece.len(), ExtentKind::Hole)?;
                 continue;
             }
             let bitmap = self.bitmap(piece.block, entry)?;
@@ -437,7 +500,7 @@ impl BlockDevice for Dynamic {
                 if set {
                     extents.push_file(&self.backing, data + from, range, ExtentKind::Zero)?;
                 } else {
-                    extents.push(range.end, ExtentKind::Zero);
+                    self.push_below(&mut extents, range, ExtentKind::Zero)?;
                 }
                 sectors.start = end;
             }
