@@ -224,7 +224,9 @@ impl Elector {
                 Ok(true)
             }
             // A conflict of the holder's own is an attempt whose answer was lost: the next look tells.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(mine && self.leadership.left().is_some()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                Ok(mine && self.leadership.left().is_some())
+            }
             Err(error) => Err(error),
         }
     }

@@ -56,7 +56,9 @@ pub async fn create(context: &Context, host: &str, epoch: i64) -> Result<(), Str
     match tokio::time::timeout(ANSWER_LIMIT, request).await {
         Ok(Ok(made)) => {
             context.metrics.wrote("create", "leases", "ok");
-            context.cache.observe_lease(host, LeaseRecord::parse(&made).ok());
+            context
+                .cache
+                .observe_lease(host, LeaseRecord::parse(&made).ok());
             Ok(())
         }
         Ok(Err(kube::Error::Api(status))) if status.code == 409 => Ok(()),
@@ -73,9 +75,7 @@ pub async fn run(context: Arc<Context>, full: watch::Sender<bool>) {
     let (answers_in, mut answers) = mpsc::channel(ANSWERS);
     let mut listed: Option<BTreeSet<String>> = None;
     loop {
-        let wait = core
-            .next_deadline()
-            .map(|at| at.saturating_sub(boottime()));
+        let wait = core.next_deadline().map(|at| at.saturating_sub(boottime()));
         let mut happened = Vec::new();
         tokio::select! {
             biased;

@@ -112,12 +112,21 @@ impl Metrics {
             );
         }
         let name = "paddock_operator_reconcile_duration_seconds";
-        head(&mut out, name, "histogram", "Time to look at one object and act.");
+        head(
+            &mut out,
+            name,
+            "histogram",
+            "Time to look at one object and act.",
+        );
         for (kind, d) in &*locked(&self.durations) {
             for (bound, n) in BUCKETS.iter().zip(d.buckets) {
                 let _ = writeln!(out, "{name}_bucket{{kind=\"{kind}\",le=\"{bound}\"}} {n}");
             }
-            let _ = writeln!(out, "{name}_bucket{{kind=\"{kind}\",le=\"+Inf\"}} {}", d.count);
+            let _ = writeln!(
+                out,
+                "{name}_bucket{{kind=\"{kind}\",le=\"+Inf\"}} {}",
+                d.count
+            );
             let _ = writeln!(out, "{name}_sum{{kind=\"{kind}\"}} {}", d.seconds);
             let _ = writeln!(out, "{name}_count{{kind=\"{kind}\"}} {}", d.count);
         }
@@ -194,7 +203,10 @@ mod tests {
             "paddock_operator_leader 1",
             "# TYPE paddock_operator_queue_depth gauge",
         ] {
-            assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing in\n{text}"
+            );
         }
     }
 }

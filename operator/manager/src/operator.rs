@@ -55,7 +55,9 @@ pub enum OperatorError {
     #[error("signals cannot be caught: {0}")]
     Signals(std::io::Error),
     /// Another process may lead now.
-    #[error("the leader's lease was lost: this process stopped writing; start it again to stand by")]
+    #[error(
+        "the leader's lease was lost: this process stopped writing; start it again to stand by"
+    )]
     LeadershipLost,
     /// A part ended that runs for ever.
     #[error("{0} ended unexpectedly")]
@@ -87,12 +89,13 @@ pub async fn run(settings: Run) -> Result<(), OperatorError> {
     let client = client(settings.kubeconfig).await?;
     let metrics = Arc::new(Metrics::default());
     let queue = Arc::new(Queue::default());
-    let listener = TcpListener::bind(settings.listen)
-        .await
-        .map_err(|source| OperatorError::Listen {
-            address: settings.listen,
-            source,
-        })?;
+    let listener =
+        TcpListener::bind(settings.listen)
+            .await
+            .map_err(|source| OperatorError::Listen {
+                address: settings.listen,
+                source,
+            })?;
     let served = tokio::spawn(server::serve(listener, metrics.clone(), queue.clone()));
     let identity = settings.identity.unwrap_or_else(|| {
         let host = rustix::system::uname()
@@ -209,8 +212,11 @@ impl Feeder<'_> {
     ) {
         let (full, receiver) = watch::channel(false);
         fulls.push(receiver);
-        let (client, cache, metrics) =
-            (self.client.clone(), self.cache.clone(), self.metrics.clone());
+        let (client, cache, metrics) = (
+            self.client.clone(),
+            self.cache.clone(),
+            self.metrics.clone(),
+        );
         parts.spawn(async move {
             feed::<K>(client, cache, metrics, full).await;
             K::PLURAL

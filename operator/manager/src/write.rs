@@ -304,7 +304,13 @@ impl Writer {
             Ok(answer) => {
                 // An object in the answer is still there while it has finalizers; a bare status means that it is gone.
                 match answer.left() {
-                    Some(left) if left.meta().finalizers.as_ref().is_some_and(|f| !f.is_empty()) => {
+                    Some(left)
+                        if left
+                            .meta()
+                            .finalizers
+                            .as_ref()
+                            .is_some_and(|f| !f.is_empty()) =>
+                    {
                         self.cache.observe(left, Origin::Own);
                     }
                     _ => self
@@ -332,10 +338,9 @@ fn classify(error: kube::Error, object: String) -> WriteError {
             (409, _) => WriteError::Conflict(object),
             (404, _) => WriteError::Gone(object),
             (403, _)
-                if status
-                    .details
-                    .as_ref()
-                    .is_some_and(|d| d.causes.iter().any(|c| c.reason == "NamespaceTerminating")) =>
+                if status.details.as_ref().is_some_and(|d| {
+                    d.causes.iter().any(|c| c.reason == "NamespaceTerminating")
+                }) =>
             {
                 WriteError::Terminating(object)
             }

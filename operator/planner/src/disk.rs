@@ -139,9 +139,12 @@ pub fn file(disk: &VirtualHardDisk) -> BoundFile {
     if let Some(file) = disk.status.as_ref().and_then(|s| s.file.clone()) {
         return file;
     }
-    let path = disk.spec.file.path.clone().unwrap_or_else(|| {
-        disk_path(&ObjectKey::of(&disk.metadata), uid(&disk.metadata))
-    });
+    let path = disk
+        .spec
+        .file
+        .path
+        .clone()
+        .unwrap_or_else(|| disk_path(&ObjectKey::of(&disk.metadata), uid(&disk.metadata)));
     BoundFile {
         pool: disk.spec.file.pool.clone(),
         path,
@@ -244,9 +247,10 @@ impl Draft<'_> {
 
     fn lost(&self, task: &VirtualHardDiskTask) -> bool {
         task.status.as_ref().is_some_and(|status| {
-            status.host.as_deref().is_some_and(|host| {
-                self.ended_by_word(host, status.host_epoch.unwrap_or(0))
-            })
+            status
+                .host
+                .as_deref()
+                .is_some_and(|host| self.ended_by_word(host, status.host_epoch.unwrap_or(0)))
         })
     }
 
@@ -360,11 +364,13 @@ impl Draft<'_> {
         for host in candidates {
             let why = match &host.availability {
                 Availability::NotReady { message, .. } => Some(format!("not ready: {message}")),
-                Availability::Ready { .. } => host.pool_refusal(pool, PoolKind::Disks).or_else(|| {
-                    image_pool
-                        .as_deref()
-                        .and_then(|p| host.pool_refusal(p, PoolKind::Images))
-                }),
+                Availability::Ready { .. } => {
+                    host.pool_refusal(pool, PoolKind::Disks).or_else(|| {
+                        image_pool
+                            .as_deref()
+                            .and_then(|p| host.pool_refusal(p, PoolKind::Images))
+                    })
+                }
             };
             match (why, host.epoch()) {
                 (None, Some(epoch)) => {
@@ -373,11 +379,7 @@ impl Draft<'_> {
                         best = Some((rank, (host, epoch)));
                     }
                 }
-                (why, _) => refusals.push(format!(
-                    "{}: {}",
-                    host.name(),
-                    why.unwrap_or_default()
-                )),
+                (why, _) => refusals.push(format!("{}: {}", host.name(), why.unwrap_or_default())),
             }
         }
         best.map(|(_, found)| found).ok_or_else(|| {
@@ -497,13 +499,14 @@ impl Draft<'_> {
             TaskState::Pending | TaskState::Running => self.wait_for(task),
             TaskState::Succeeded => {
                 self.detach_task(task);
-                let result = status.result.unwrap_or(
-                    paddock_crds::virtual_hard_disk_task::TaskResult {
-                        uuid: None,
-                        size_bytes: task.spec.size_bytes,
-                        allocated_bytes: None,
-                    },
-                );
+                let result =
+                    status
+                        .result
+                        .unwrap_or(paddock_crds::virtual_hard_disk_task::TaskResult {
+                            uuid: None,
+                            size_bytes: task.spec.size_bytes,
+                            allocated_bytes: None,
+                        });
                 let bytes = |n: i64| u64::try_from(n).ok().map(format_bytes);
                 let to = &mut self.plan.status;
                 to.file = Some(BoundFile {
@@ -586,7 +589,10 @@ impl Draft<'_> {
         let (host, epoch) = match mine {
             Some(a) => {
                 let epoch = self.host(&a.host).and_then(HostView::epoch);
-                (a.host.clone(), epoch.unwrap_or(a.host_epoch).max(a.host_epoch))
+                (
+                    a.host.clone(),
+                    epoch.unwrap_or(a.host_epoch).max(a.host_epoch),
+                )
             }
             None => match self.choose(removes) {
                 Ok((host, epoch)) => (host.name().to_owned(), epoch),
@@ -733,7 +739,10 @@ impl Draft<'_> {
         if off.is_some_and(|h| {
             h.epoch().is_none()
                 && h.host.spec.out_of_service.is_some()
-                && h.host.status.as_ref().and_then(|s| s.out_of_service_token.as_ref())
+                && h.host
+                    .status
+                    .as_ref()
+                    .and_then(|s| s.out_of_service_token.as_ref())
                     == h.host.spec.out_of_service.as_ref().map(|o| &o.token)
         }) {
             self.plan.note = left("its host is out of service");

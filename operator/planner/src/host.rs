@@ -173,7 +173,9 @@ pub fn decide(host: &Host, lease: Option<&LeaseRecord>, highest_epoch: i64, now:
         create_lease,
         part: OperatorPart {
             state,
-            host_epoch: lease.map(|l| l.epoch.max(status.host_epoch.unwrap_or(0))).or(status.host_epoch),
+            host_epoch: lease
+                .map(|l| l.epoch.max(status.host_epoch.unwrap_or(0)))
+                .or(status.host_epoch),
             out_of_service_token: acted,
             out_of_service_epoch: ended,
             ready,

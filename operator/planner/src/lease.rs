@@ -499,7 +499,10 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((good.epoch, good.state), (7, LeaseState::Held));
-        assert_eq!((good.fence_milliseconds, good.kill_milliseconds), (2_000, 500));
+        assert_eq!(
+            (good.fence_milliseconds, good.kill_milliseconds),
+            (2_000, 500)
+        );
         for bad in [
             &[][..],
             &[(annotation::STATE, "held"), (annotation::EPOCH, "1")],

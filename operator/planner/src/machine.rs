@@ -3,8 +3,12 @@
 //! One promise rules it: a disk's attachment is given before anything may open the disk, and taken away only on a
 //! proof that its holder has ended. The proofs are `status.released` on an instance that can no longer be started
 //! (it is being deleted, or was ordered to be `Stopped`, and neither is ever taken back), and a person's word that
-//! the host is off (`Host.spec.outOfService`). An attachment whose instance is missing is proved by ordering a
-//! `Stopped` instance on the same host and waiting for its `released`.
+//! the host is off (`Host.spec.outOfService`).
+//!
+//! An attachment without an instance is one of two things. Where the status never told of an instance, the operator
+//! ended between giving the attachment and creating the instance: the start goes on, or an instance ordered to be
+//! `Stopped` on that host brings the proof. Where it did, somebody took the instance away by hand: its guest may still
+//! run, another instance's proof would say nothing of it, and only the person's word that the host is off counts.
 
 use crate::{
     address::Mac,
@@ -152,9 +156,13 @@ pub fn held_memory(instance: &VirtualMachineInstance) -> Option<i64> {
         .ok()
 }
 
-/// Bytes of its host's memory that an instance takes.
+/// Bytes of its host's memory that an instance takes. One that was made for a proof is `Stopped` from the beginning
+/// (a running one is deleted, never ordered to be `Stopped`) and takes none.
 #[must_use]
 pub fn instance_memory(instance: &VirtualMachineInstance) -> u64 {
+    if instance.spec.power == Power::Stopped {
+        return 0;
+    }
     let asked = instance.spec.config.memory_mebibytes;
     memory::need_of_mebibytes(held_memory(instance).map_or(asked, |held| held.max(asked)))
 }
@@ -165,10 +173,7 @@ pub fn decide(s: &Snapshot<'_>) -> Plan {
     let Some(vm) = s.vm else {
         // The machine is gone, its finalizer perhaps forced off: what runs is ended, and its disks wait for the proof.
         return Plan {
-            actions: s
-                .instance
-                .map(|i| end(s, i).actions)
-                .unwrap_or_default(),
+            actions: s.instance.map(|i| end(s, i).actions).unwrap_or_default(),
             ..Plan::default()
         };
     };
@@ -219,6 +224,20 @@ struct End {
     proved: bool,
 }
 
+/// The host of an attachment whose instance somebody took away by hand.
+fn vanished<'a>(s: &'a Snapshot<'_>, vm: &VirtualMachine) -> Option<&'a str> {
+    // Every status written for an instance counts its restarts, and every other clears them.
+    let had_instance = vm.status.as_ref().is_some_and(|s| s.restarts.is_some());
+    if s.instance.is_some() || s.never_ordered || !had_instance {
+        return None;
+    }
+    s.held
+        .iter()
+        .filter_map(|d| attachment(d))
+        .find(|a| a.owner.uid == uid(&vm.metadata) && !ended_by_word(s, &a.host, a.host_epoch))
+        .map(|a| a.host.as_str())
+}
+
 /// Ends an instance: deletes it, and releases what it held once its end is proved.
 fn end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> End {
     let mut actions = Vec::new();
@@ -231,8 +250,8 @@ fn end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> End {
         .status
         .as_ref()
         .is_some_and(|status| status.released.is_some());
-    let proved = cannot_start && released
-        || ended_by_word(s, &instance.spec.host, instance.spec.host_epoch);
+    let proved =
+        cannot_start && released || ended_by_word(s, &instance.spec.host, instance.spec.host_epoch);
     if proved {
         let owner = owner_uid(instance);
         // An attachment on another host is not covered by this instance's proof.
@@ -266,7 +285,7 @@ fn prove_held(s: &Snapshot<'_>, vm: &VirtualMachine) -> End {
             unproved = Some(a);
         }
     }
-    if let Some(a) = unproved {
+    if let Some(a) = unproved.filter(|_| vanished(s, vm).is_none()) {
         let config = resolve::bare_config(vm);
         let host_epoch = host(s, &a.host)
             .and_then(HostView::epoch)
@@ -289,11 +308,7 @@ fn prove_held(s: &Snapshot<'_>, vm: &VirtualMachine) -> End {
 }
 
 /// An instance of an earlier machine with this name is still there.
-fn after_another(
-    s: &Snapshot<'_>,
-    vm: &VirtualMachine,
-    instance: &VirtualMachineInstance,
-) -> Plan {
+fn after_another(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance) -> Plan {
     let mut actions = end(s, instance).actions;
     // A machine in deletion never started: the instance that stands in its way is not its own.
     let mine_held = s.held.iter().any(|d| attached_to(d, uid(&vm.metadata)));
@@ -361,9 +376,13 @@ fn stop(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
 
 fn off(s: &Snapshot<'_>, vm: &VirtualMachine) -> Plan {
     let ending = prove_held(s, vm);
+    let situation = match vanished(s, vm) {
+        Some(host) => Situation::Vanished(host),
+        None => Situation::Off,
+    };
     Plan {
         actions: ending.actions,
-        status: Some(status::of(s, vm, Situation::Off)),
+        status: Some(status::of(s, vm, situation)),
         ..Plan::default()
     }
 }
@@ -376,7 +395,12 @@ fn power(policy: RunPolicy) -> Power {
     }
 }
 
-fn next_attachment(vm: &VirtualMachine, disk: &VirtualHardDisk, host: &str, epoch: i64) -> Attachment {
+fn next_attachment(
+    vm: &VirtualMachine,
+    disk: &VirtualHardDisk,
+    host: &str,
+    epoch: i64,
+) -> Attachment {
     let disk_epoch = disk.status.as_ref().map_or(0, |s| s.disk_epoch) + 1;
     Attachment {
         owner: AttachmentOwner {
@@ -539,14 +563,18 @@ fn start(s: &Snapshot<'_>, vm: &VirtualMachine) -> Plan {
         .filter_map(|d| attachment(d))
         .filter(|a| a.owner.uid == uid(&vm.metadata))
         .collect();
-    if held
-        .iter()
-        .any(|a| ended_by_word(s, &a.host, a.host_epoch))
-    {
+    if held.iter().any(|a| ended_by_word(s, &a.host, a.host_epoch)) {
         // What was given on a host that is off is taken back first; the next look places it anew.
         return Plan {
             actions: prove_held(s, vm).actions,
             status: Some(status::of(s, vm, Situation::Off)),
+            pending: true,
+            ..Plan::default()
+        };
+    }
+    if let Some(host) = vanished(s, vm) {
+        return Plan {
+            status: Some(status::of(s, vm, Situation::Vanished(host))),
             pending: true,
             ..Plan::default()
         };

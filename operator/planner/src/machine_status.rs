@@ -33,6 +33,8 @@ pub(crate) enum Situation<'a> {
         resolved: &'a Resolved,
         blocked: &'a [Refusal],
     },
+    /// Somebody took its instance away by hand; its disks are still attached on this host.
+    Vanished(&'a str),
     /// Its instance is being ended.
     Stopping(&'a VirtualMachineInstance),
     /// It is being deleted.
@@ -74,6 +76,7 @@ pub(crate) fn of(
             assign(&mut status, &resolved.assigned);
             status.host = Some(spec.host.clone());
             not_running(&mut status, MachineState::Starting);
+            status.restarts = Some(0);
             let mut c = writer(s, vm, &mut status);
             c.set(SCHEDULED, Answer::True, "Placed", placed(&spec.host));
             c.remove(RESTART_REQUIRED);
@@ -86,6 +89,22 @@ pub(crate) fn of(
             resolved,
             blocked,
         } => kept(s, vm, &mut status, instance, spec, resolved, blocked),
+        Situation::Vanished(host) => {
+            status.state = MachineState::Pending;
+            status.started_at = None;
+            let message = format!(
+                "its instance was taken away by hand, and its guest may still run on host {host}: its disks stay attached there. Turn the host off, then set spec.outOfService.token on Host \"{host}\""
+            );
+            let mut c = writer(s, vm, &mut status);
+            c.remove(RESTART_REQUIRED);
+            c.set(
+                SCHEDULED,
+                Answer::False,
+                "InstanceVanished",
+                "its end is not proved",
+            );
+            c.set(READY, Answer::False, "InstanceVanished", message);
+        }
         Situation::Stopping(instance) => {
             status.host = Some(instance.spec.host.clone());
             status.state = MachineState::Stopping;
@@ -111,7 +130,9 @@ pub(crate) fn note_move(
         SCHEDULED,
         Answer::False,
         reason::UNSCHEDULABLE,
-        format!("it is placed anew, since the restart that was asked for does not fit: {host}: {why}"),
+        format!(
+            "it is placed anew, since the restart that was asked for does not fit: {host}: {why}"
+        ),
     );
 }
 
@@ -135,7 +156,12 @@ fn off(s: &Snapshot<'_>, vm: &VirtualMachine, status: &mut VirtualMachineStatus)
     let mut c = writer(s, vm, status);
     c.remove(RESTART_REQUIRED);
     c.remove(SCHEDULED);
-    c.set(READY, Answer::True, "Stopped", "it is off, as runPolicy asks");
+    c.set(
+        READY,
+        Answer::True,
+        "Stopped",
+        "it is off, as runPolicy asks",
+    );
 }
 
 fn refused(
@@ -197,9 +223,13 @@ fn kept(
     let wish = spec.power;
     let host = spec.host.as_str();
     let why = |default: &'static str| reported.reason.as_deref().unwrap_or(default).to_owned();
-    let told = |default: &str| reported.message.clone().unwrap_or_else(|| default.to_owned());
-    let token_waits =
-        spec.restart_token.is_some() && spec.restart_token != reported.restart_token;
+    let told = |default: &str| {
+        reported
+            .message
+            .clone()
+            .unwrap_or_else(|| default.to_owned())
+    };
+    let token_waits = spec.restart_token.is_some() && spec.restart_token != reported.restart_token;
     let (state, answer, reason, message) = match (reported.phase, wish) {
         (InstancePhase::Pending | InstancePhase::Starting, _) => (
             MachineState::Starting,
@@ -326,7 +356,10 @@ fn being_deleted(s: &Snapshot<'_>, vm: &VirtualMachine, status: &mut VirtualMach
         Some(host) => {
             let disks = match &held[..] {
                 [] => String::new(),
-                names => format!(" (its disks stay attached until then: {})", names.join(", ")),
+                names => format!(
+                    " (its disks stay attached until then: {})",
+                    names.join(", ")
+                ),
             };
             format!("{}{disks}", waits_for_end(s, host))
         }

@@ -47,12 +47,7 @@ pub fn decide(network: &VirtualNetwork, assigned: usize, now: &Time) -> VirtualN
             status.assigned_addresses = free.map(|_| assigned);
             status.free_addresses = free;
             status.state = NetworkState::Ready;
-            conditions.set(
-                READY,
-                Answer::True,
-                "Ready",
-                "machines can be plugged in",
-            );
+            conditions.set(READY, Answer::True, "Ready", "machines can be plugged in");
         }
         Err(error) => {
             status.assigned_addresses = None;
@@ -124,7 +119,10 @@ mod tests {
         let status = decide(&network(None), 0, &now);
         assert_eq!(status.state, NetworkState::Failed);
         let ready = condition(&status.conditions, READY).unwrap();
-        assert_eq!((&*ready.status, &*ready.reason), ("False", "InvalidAddresses"));
+        assert_eq!(
+            (&*ready.status, &*ready.reason),
+            ("False", "InvalidAddresses")
+        );
         assert!(ready.message.contains("spec.subnet"));
     }
 }

@@ -238,7 +238,12 @@ pub fn place<'a>(hosts: &'a [HostView], need: &Need) -> Result<&'a HostView, NoH
     let absent = need
         .held_by
         .iter()
-        .map(|name| (name, "holds its disks, but there is no such Host".to_owned()))
+        .map(|name| {
+            (
+                name,
+                "holds its disks, but there is no such Host".to_owned(),
+            )
+        })
         .chain(need.disks.iter().filter_map(|disk| match &disk.place {
             DiskPlace::Bound(name) => Some((
                 name,
@@ -282,10 +287,7 @@ pub fn refuse(host: &HostView, need: &Need) -> Option<String> {
         .and_then(|s| s.capacity.as_ref())
         .map_or(0, |c| c.cores);
     if need.cores > cores {
-        reasons.push(format!(
-            "{} cores asked for, it has {cores}",
-            need.cores
-        ));
+        reasons.push(format!("{} cores asked for, it has {cores}", need.cores));
     }
     for disk in &need.disks {
         match &disk.place {

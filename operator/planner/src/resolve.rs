@@ -258,7 +258,13 @@ fn adapters(vm: &VirtualMachine, references: &References<'_>, resolved: &mut Res
     let mut macs = BTreeSet::new();
     let mut addresses = BTreeSet::new();
     for adapter in &vm.spec.network_adapters {
-        let mac = match mac(vm, adapter.name.as_str(), adapter.mac_address.as_deref(), references, &macs) {
+        let mac = match mac(
+            vm,
+            adapter.name.as_str(),
+            adapter.mac_address.as_deref(),
+            references,
+            &macs,
+        ) {
             Ok(mac) => mac,
             Err(refusal) => {
                 resolved.refusals.push(refusal);
@@ -378,10 +384,9 @@ fn mac(
         .find(|(source, mac)| {
             attempts.contains(mac)
                 && !own.contains(mac)
-                && references
-                    .macs
-                    .strongest_other(mac, &key)
-                    .is_none_or(|o| (o.source, o.created, &o.machine) > (*source, created(vm), &key))
+                && references.macs.strongest_other(mac, &key).is_none_or(|o| {
+                    (o.source, o.created, &o.machine) > (*source, created(vm), &key)
+                })
         });
     if let Some((_, mac)) = kept {
         return Ok(mac);
@@ -446,9 +451,7 @@ fn ip(
     let kept = references
         .current
         .iter()
-        .filter(|a| {
-            a.name == adapter && a.network.as_ref().is_some_and(|n| n.uid == network_uid)
-        })
+        .filter(|a| a.name == adapter && a.network.as_ref().is_some_and(|n| n.uid == network_uid))
         .map(|a| (Source::Instance, a.ip_address.as_deref()))
         .chain(
             vm.status

@@ -2,7 +2,9 @@
 
 mod model;
 
-use model::{Model, at, host, key, machine, network, ready_disk, unmade_disk, with_adapter, with_disk};
+use model::{
+    Model, at, host, key, machine, network, ready_disk, unmade_disk, with_adapter, with_disk,
+};
 use paddock_crds::{
     names::condition::{DELETING, READY, RESTART_REQUIRED, SCHEDULED},
     quantity::ByteQuantity,
@@ -163,7 +165,9 @@ fn stopping_waits_for_the_proof() {
     model.settle(&key);
     let instance = &model.instances[&key];
     assert_eq!(
-        instance.spec.config.network_adapters[0].ip_address.as_deref(),
+        instance.spec.config.network_adapters[0]
+            .ip_address
+            .as_deref(),
         Some("192.168.50.17")
     );
     assert_eq!(instance.spec.config.disks[0].disk_epoch, 3);
@@ -185,6 +189,24 @@ fn released_proves_nothing_while_the_instance_may_start_again() {
             .iter()
             .any(|a| matches!(a, Action::Detach { .. } | Action::ReleaseInstance))
     );
+    model.change(&key, |spec| spec.run_policy = RunPolicy::Stopped);
+    assert_eq!(model.plan(&key).actions, [Action::DeleteInstance]);
+}
+
+#[test]
+fn a_kept_address_outside_the_range_is_given_up() {
+    let (mut model, key) = running();
+    model.change(&key, |spec| spec.run_policy = RunPolicy::Stopped);
+    model.settle(&key);
+    model.answer(&key);
+    model.settle(&key);
+    let mut narrowed = model.networks["lab"].as_ref().clone();
+    narrowed.spec.dhcp.reserved_count = 32;
+    model.add_network(narrowed);
+    model.change(&key, |spec| spec.run_policy = RunPolicy::Running);
+    model.settle(&key);
+    let adapter = &model.instances[&key].spec.config.network_adapters[0];
+    assert_eq!(adapter.ip_address.as_deref(), Some("192.168.50.33"));
 }
 
 #[test]
@@ -208,7 +230,10 @@ fn a_deletion_on_a_dead_host_says_what_it_waits_for_and_how_to_force_it() {
     silence(&mut model, "host-b");
     model.settle(&key);
     let ready = model.condition(&key, READY);
-    assert_eq!((&*ready.status, &*ready.reason), ("Unknown", "HostNotReady"));
+    assert_eq!(
+        (&*ready.status, &*ready.reason),
+        ("Unknown", "HostNotReady")
+    );
     model.delete(&key);
     model.settle(&key);
     let deleting = model.condition(&key, DELETING);
@@ -226,7 +251,10 @@ fn a_deletion_on_a_dead_host_says_what_it_waits_for_and_how_to_force_it() {
     word(&mut model, "host-b", 2);
     model.settle(&key);
     assert!(model.machines.is_empty() && model.instances.is_empty());
-    assert_eq!(model.disks["root"].status.as_ref().unwrap().attachment, None);
+    assert_eq!(
+        model.disks["root"].status.as_ref().unwrap().attachment,
+        None
+    );
 }
 
 #[test]
@@ -311,6 +339,25 @@ fn finalizers_forced_off_let_no_second_machine_start() {
 }
 
 #[test]
+fn an_instance_taken_away_by_hand_is_not_made_again() {
+    let (mut model, key) = running();
+    model.instances.remove(&key);
+    model.settle(&key);
+    assert!(model.instances.is_empty());
+    assert_eq!(model.condition(&key, READY).reason, "InstanceVanished");
+    // Neither stopping nor deleting it makes up for the proof.
+    model.change(&key, |spec| spec.run_policy = RunPolicy::Stopped);
+    model.settle(&key);
+    assert_eq!(model.condition(&key, READY).reason, "InstanceVanished");
+    model.delete(&key);
+    model.settle(&key);
+    assert!(model.machines.contains_key(&key) && model.instances.is_empty());
+    word(&mut model, "host-b", 2);
+    model.settle(&key);
+    assert!(model.machines.is_empty());
+}
+
+#[test]
 fn a_machine_made_again_waits_for_the_old_instance() {
     let (mut model, key) = running();
     model.machines.get_mut(&key).unwrap().metadata.finalizers = None;
@@ -319,21 +366,32 @@ fn a_machine_made_again_waits_for_the_old_instance() {
     again.metadata.uid = Some("uid-2".to_owned());
     model.add(again);
     model.settle(&key);
-    assert_eq!(model.condition(&key, READY).reason, "PreviousInstanceEnding");
+    assert_eq!(
+        model.condition(&key, READY).reason,
+        "PreviousInstanceEnding"
+    );
     model.answer(&key);
     model.settle(&key);
     let instance = &model.instances[&key];
-    assert_eq!(instance.metadata.owner_references.as_ref().unwrap()[0].uid, "uid-2");
+    assert_eq!(
+        instance.metadata.owner_references.as_ref().unwrap()[0].uid,
+        "uid-2"
+    );
     assert_eq!(instance.spec.config.disks[0].disk_epoch, 3);
 }
 
 #[test]
 fn changed_memory_takes_effect_at_the_next_start_and_is_kept_until_then() {
     let (mut model, key) = running();
-    model.change(&key, |spec| spec.memory = ByteQuantity::from_bytes(64 << 20));
+    model.change(&key, |spec| {
+        spec.memory = ByteQuantity::from_bytes(64 << 20)
+    });
     model.settle(&key);
     let restart = model.condition(&key, RESTART_REQUIRED);
-    assert_eq!((&*restart.status, &*restart.reason), ("True", "SpecChanged"));
+    assert_eq!(
+        (&*restart.status, &*restart.reason),
+        ("True", "SpecChanged")
+    );
     assert_eq!(model.condition(&key, READY).status, "True");
     let instance = &model.instances[&key];
     assert_eq!(instance.spec.config.memory_mebibytes, 64);
@@ -354,8 +412,15 @@ fn memory_that_does_not_fit_is_not_ordered() {
     model.settle(&key);
     assert_eq!(model.instances[&key].spec.config.memory_mebibytes, 192);
     let restart = model.condition(&key, RESTART_REQUIRED);
-    assert_eq!((&*restart.status, &*restart.reason), ("True", "Unschedulable"));
-    assert!(restart.message.contains("memory short by"), "{}", restart.message);
+    assert_eq!(
+        (&*restart.status, &*restart.reason),
+        ("True", "Unschedulable")
+    );
+    assert!(
+        restart.message.contains("memory short by"),
+        "{}",
+        restart.message
+    );
     // A restart that is asked for ends it, to be placed anew.
     model.change(&key, |spec| spec.restart_token = Some("1".to_owned()));
     assert_eq!(model.plan(&key).actions, [Action::DeleteInstance]);
@@ -407,7 +472,10 @@ fn two_adapters_on_one_network_get_two_addresses() {
     let key = model.add(vm);
     model.settle(&key);
     let adapters = &model.instances[&key].spec.config.network_adapters;
-    let addresses: Vec<_> = adapters.iter().map(|a| a.ip_address.clone().unwrap()).collect();
+    let addresses: Vec<_> = adapters
+        .iter()
+        .map(|a| a.ip_address.clone().unwrap())
+        .collect();
     assert_eq!(addresses, ["192.168.50.17", "192.168.50.18"]);
     assert_ne!(adapters[0].mac_address, adapters[1].mac_address);
 }
@@ -453,16 +521,36 @@ fn every_refusal_has_its_reason() {
     assert!(model.instances.contains_key(&tiny));
     let m = || machine("m", 64);
     let cases = [
-        (with_disk(m(), "none", Bus::Ide), "VirtualHardDiskNotFound", MachineState::Pending),
-        (with_disk(m(), "large", Bus::Ide), "DiskTooLargeForBus", MachineState::Failed),
+        (
+            with_disk(m(), "none", Bus::Ide),
+            "VirtualHardDiskNotFound",
+            MachineState::Pending,
+        ),
+        (
+            with_disk(m(), "large", Bus::Ide),
+            "DiskTooLargeForBus",
+            MachineState::Failed,
+        ),
         (
             with_disk(with_disk(m(), "fine", Bus::Ide), "fine", Bus::Virtio),
             "DuplicateDisk",
             MachineState::Failed,
         ),
-        (with_adapter(m(), Some("none"), None), "VirtualNetworkNotFound", MachineState::Pending),
-        (with_adapter(m(), Some("broken"), None), "VirtualNetworkNotReady", MachineState::Pending),
-        (with_adapter(m(), Some("tiny"), None), "AddressesExhausted", MachineState::Pending),
+        (
+            with_adapter(m(), Some("none"), None),
+            "VirtualNetworkNotFound",
+            MachineState::Pending,
+        ),
+        (
+            with_adapter(m(), Some("broken"), None),
+            "VirtualNetworkNotReady",
+            MachineState::Pending,
+        ),
+        (
+            with_adapter(m(), Some("tiny"), None),
+            "AddressesExhausted",
+            MachineState::Pending,
+        ),
         (machine("m", 4096), "Unschedulable", MachineState::Pending),
     ];
     for (vm, reason, expected) in cases {
@@ -493,7 +581,10 @@ fn disks_take_their_places_in_order() {
     let key = model.add(vm);
     model.settle(&key);
     let disks = &model.instances[&key].spec.config.disks;
-    let places: Vec<_> = disks.iter().map(|d| (d.bus, d.controller, d.unit)).collect();
+    let places: Vec<_> = disks
+        .iter()
+        .map(|d| (d.bus, d.controller, d.unit))
+        .collect();
     assert_eq!(places[..2], [(Bus::Ide, 0, 0), (Bus::Ide, 0, 1)]);
     assert_eq!(places[2], (Bus::Scsi, 0, 0));
     assert_eq!(places[8], (Bus::Scsi, 0, 6));
@@ -518,7 +609,10 @@ fn an_unmade_disk_is_bound_to_the_machines_host() {
     );
     assert_eq!(plan.reservation.as_ref().unwrap().host, "host-b");
     model.apply(&key, &plan);
-    assert_eq!(model.condition(&key, READY).reason, "VirtualHardDiskNotReady");
+    assert_eq!(
+        model.condition(&key, READY).reason,
+        "VirtualHardDiskNotReady"
+    );
     assert_eq!(model.condition(&key, SCHEDULED).status, "True");
     assert_eq!(model.plan(&key).actions, []);
 }
@@ -534,7 +628,10 @@ fn the_guests_end_is_told() {
     model.settle(&key);
     assert_eq!(state(&model, &key), MachineState::Restarting);
     assert_eq!(model.condition(&key, READY).reason, "GuestPowerOff");
-    assert_eq!(model.machines[&key].status.as_ref().unwrap().restarts, Some(3));
+    assert_eq!(
+        model.machines[&key].status.as_ref().unwrap().restarts,
+        Some(3)
+    );
 }
 
 #[test]
@@ -544,7 +641,10 @@ fn a_disk_in_deletion_is_not_attached_anew() {
     disk.metadata.deletion_timestamp = Some(at(1));
     model.disks.insert("root".to_owned(), Arc::new(disk));
     model.settle(&key);
-    assert_eq!(model.condition(&key, READY).reason, "VirtualHardDiskNotReady");
+    assert_eq!(
+        model.condition(&key, READY).reason,
+        "VirtualHardDiskNotReady"
+    );
     assert!(model.instances.is_empty());
 }
 

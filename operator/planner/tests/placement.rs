@@ -22,7 +22,10 @@ fn need(mebibytes: u64) -> Need {
 }
 
 fn chosen(hosts: &[HostView], need: &Need) -> String {
-    place(hosts, need).expect("a host takes it").name().to_owned()
+    place(hosts, need)
+        .expect("a host takes it")
+        .name()
+        .to_owned()
 }
 
 fn refusal(host: &HostView, need: &Need) -> String {
@@ -145,7 +148,10 @@ fn each_host_says_why() {
         match_labels: Some([("rack".to_owned(), "1".to_owned())].into()),
         match_expressions: None,
     });
-    assert_eq!(refusal(&view, &selector), "labels do not match hostSelector");
+    assert_eq!(
+        refusal(&view, &selector),
+        "labels do not match hostSelector"
+    );
 
     let mut held = need(1);
     held.held_by = Some("b".to_owned());
@@ -174,7 +180,10 @@ fn the_message_lists_every_host_and_those_that_are_missing() {
          b: disk \"root\" is bound to z, memory short by 2 GiB (4 GiB needed with overhead, 2 GiB free); \
          z: holds disk \"root\", but there is no such Host"
     );
-    assert_eq!(place(&[], &Need::default()).unwrap_err().message(), "there is no Host");
+    assert_eq!(
+        place(&[], &Need::default()).unwrap_err().message(),
+        "there is no Host"
+    );
 }
 
 #[test]

@@ -112,9 +112,7 @@ impl Cache {
         for work in K::follow(world, &change) {
             match work {
                 // Addresses come and go with machines: counted once in a while, not each time.
-                Follow::Count(network) => self
-                    .queue
-                    .add_after(Work::Network(network), COUNT_DELAY),
+                Follow::Count(network) => self.queue.add_after(Work::Network(network), COUNT_DELAY),
                 Follow::Now(work) => self.queue.add(work),
                 Follow::Pending => self.wake_pending(world),
             }

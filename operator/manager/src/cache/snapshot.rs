@@ -3,9 +3,7 @@
 use super::World;
 use paddock_crds::{Host, host::PoolScope};
 use paddock_planner::{
-    ObjectKey, host as host_core, identity,
-    machine::instance_memory,
-    placement::HostView,
+    ObjectKey, host as host_core, identity, machine::instance_memory, placement::HostView,
 };
 use std::{collections::BTreeSet, sync::Arc};
 

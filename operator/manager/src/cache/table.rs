@@ -117,7 +117,8 @@ impl<K: Resource<DynamicType = ()>> Table<K> {
         if let Some(old) = old
             && version <= old.version
         {
-            if version == old.version && origin == Origin::Watch
+            if version == old.version
+                && origin == Origin::Watch
                 && let Some(entry) = self.entries.get_mut(&key)
             {
                 entry.own = false;
@@ -153,7 +154,11 @@ impl<K: Resource<DynamicType = ()>> Table<K> {
                 Origin::Own => self.ended.insert(gone.to_owned()),
             };
             // Another object of that name is there by now.
-            if self.entries.get(key).is_some_and(|e| uid(e.object.meta()) != gone) {
+            if self
+                .entries
+                .get(key)
+                .is_some_and(|e| uid(e.object.meta()) != gone)
+            {
                 return None;
             }
         }

@@ -91,7 +91,9 @@ async fn confirm<K: Kept>(cache: &Cache, api: &Api<K>, key: &ObjectKey) {
             "metadata.namespace={},metadata.name={}",
             key.namespace, key.name
         ));
-        api.list(&params).await.map(|list| list.items.into_iter().next())
+        api.list(&params)
+            .await
+            .map(|list| list.items.into_iter().next())
     };
     match found {
         Ok(Some(object)) => cache.observe(object, Origin::Watch),

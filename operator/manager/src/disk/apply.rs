@@ -19,7 +19,11 @@ use serde_json::json;
 use std::{sync::Arc, time::Instant};
 
 /// Applies a plan.
-pub async fn apply(context: &Context, key: &ObjectKey, planned: &Planned) -> Result<(), WriteError> {
+pub async fn apply(
+    context: &Context,
+    key: &ObjectKey,
+    planned: &Planned,
+) -> Result<(), WriteError> {
     let id = uid(&planned.disk.metadata);
     for action in &planned.plan.before {
         step(context, key, planned, action).await?;

@@ -93,9 +93,5 @@ fn highest_epoch(world: &World, name: &str) -> i64 {
         let here = status.host.as_deref() == Some(name) && !disk::is_over(t);
         status.host_epoch.filter(|_| here)
     });
-    instances
-        .chain(attachments)
-        .chain(tasks)
-        .max()
-        .unwrap_or(0)
+    instances.chain(attachments).chain(tasks).max().unwrap_or(0)
 }

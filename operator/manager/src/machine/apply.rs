@@ -5,8 +5,8 @@ use crate::{controller::Context, write::WriteError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use paddock_crds::{
-    VirtualHardDisk, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceSpec,
-    VirtualHardDiskStatus,
+    VirtualHardDisk, VirtualHardDiskStatus, VirtualMachine, VirtualMachineInstance,
+    VirtualMachineInstanceSpec,
     names::{INSTANCE_FINALIZER, MACHINE_FINALIZER},
     virtual_hard_disk::Attachment,
 };

@@ -39,8 +39,7 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
         .flat_map(|uid| world.index.attached_to(uid))
         .filter_map(|disk| world.disks.get(disk).cloned())
         .collect();
-    let (mut disks, mut taken, mut networks) =
-        (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut disks, mut taken, mut networks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     if let Some(vm) = &vm {
         for disk in &vm.spec.disks {
             let name = &disk.virtual_hard_disk_ref.name;

@@ -61,10 +61,7 @@ pub async fn reconcile(context: &Context, key: &ObjectKey) -> Result<(), Reconci
         && !ends
     {
         if let Some(left) = context.fresh.left(key)
-            && matches!(
-                wanted.state,
-                MachineState::Pending | MachineState::Starting
-            )
+            && matches!(wanted.state, MachineState::Pending | MachineState::Starting)
         {
             context.queue.add_after(Work::Machine(key.clone()), left);
             return Ok(());

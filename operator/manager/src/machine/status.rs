@@ -2,9 +2,7 @@
 
 use crate::{controller::Context, write::WriteError};
 use paddock_crds::{
-    VirtualMachine, VirtualMachineStatus,
-    names::condition::READY,
-    reference::condition,
+    VirtualMachine, VirtualMachineStatus, names::condition::READY, reference::condition,
     virtual_machine::MachineState,
 };
 

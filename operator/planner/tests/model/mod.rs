@@ -291,9 +291,8 @@ impl Model {
             .values()
             .filter(|d| {
                 let attachment = d.status.as_ref().and_then(|s| s.attachment.as_ref());
-                attachment.is_some_and(|a| {
-                    Some(&*a.owner.uid) == vm_uid || Some(&*a.owner.uid) == holder
-                })
+                attachment
+                    .is_some_and(|a| Some(&*a.owner.uid) == vm_uid || Some(&*a.owner.uid) == holder)
             })
             .cloned()
             .collect();
@@ -331,7 +330,11 @@ impl Model {
     }
 
     fn disk(&mut self, name: &str) -> &mut VirtualHardDisk {
-        Arc::make_mut(self.disks.get_mut(name).expect("a plan names disks that exist"))
+        Arc::make_mut(
+            self.disks
+                .get_mut(name)
+                .expect("a plan names disks that exist"),
+        )
     }
 
     /// Applies one step as the API would take it.
@@ -397,7 +400,10 @@ impl Model {
             }
             Action::UpdateInstance { spec, held_memory } => {
                 let instance = self.instances.get_mut(key).unwrap();
-                assert_eq!(instance.spec.host, spec.host, "an instance stays on its host");
+                assert_eq!(
+                    instance.spec.host, spec.host,
+                    "an instance stays on its host"
+                );
                 assert!(spec.host_epoch >= instance.spec.host_epoch);
                 if instance.spec != **spec {
                     *instance.metadata.generation.get_or_insert_default() += 1;
@@ -476,7 +482,9 @@ impl Model {
                 && instance.spec.restart_token != status.restart_token;
             if status.started_config_revision.is_none() || restart {
                 status.started_config_revision = Some(instance.spec.config_revision.clone());
-                status.restart_token.clone_from(&instance.spec.restart_token);
+                status
+                    .restart_token
+                    .clone_from(&instance.spec.restart_token);
             }
             status.phase = match instance.spec.power {
                 Power::Paused => InstancePhase::Paused,
