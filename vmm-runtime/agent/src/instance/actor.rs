@@ -82,7 +82,7 @@ pub enum Letter {
 
 #[derive(Debug)]
 enum Mail {
-    Read(Result<Option<VirtualMachineInstance>, String>),
+    Read(Result<Option<Arc<VirtualMachineInstance>>, String>),
     Event(Event),
     Written(Box<Status>, Result<(), StatusWriteError>),
 }
@@ -239,9 +239,9 @@ impl<B: Backend> Actor<B> {
     fn open(&mut self, mail: Mail) -> Option<Event> {
         match mail {
             Mail::Event(event) => Some(event),
-            Mail::Read(Ok(Some(instance))) => Some(Event::Confirmed(Some(
-                self.take_instance(Arc::new(instance)),
-            ))),
+            Mail::Read(Ok(Some(instance))) => {
+                Some(Event::Confirmed(Some(self.take_instance(instance))))
+            }
             Mail::Read(Ok(None)) => Some(Event::Confirmed(None)),
             Mail::Read(Err(error)) => {
                 warn!(instance = %self.key, %error, "the instance could not be read");
@@ -306,7 +306,8 @@ impl<B: Backend> Actor<B> {
             }
             Action::Confirm => self.effect(async move {
                 let _permit = world.calls.acquire().await;
-                Mail::Read(limited(CALL_LIMIT, world.api.read(&key)).await)
+                let read = limited(CALL_LIMIT, world.api.read(&key)).await;
+                Mail::Read(read.map(|instance| instance.map(Arc::new)))
             }),
             Action::Prepare => {
                 let order = self.order();

@@ -1,0 +1,562 @@
+//! The drivers with a pretended API: actors on the hollow backend, and jobs with a pretended worker.
+
+use futures::{FutureExt, future::BoxFuture};
+use kube::runtime::watcher::Event as Watch;
+use paddock_agent::{
+    backend::{Backend, GuestKey, Leftover, Monitor, StartOrder, Teller, hollow::Hollow},
+    clock::{Boottime, SystemClock},
+    instance::{
+        actor::{InstanceApi, StatusWriteError, Surroundings},
+        core::{Failure, Found, Started},
+        supervisor,
+    },
+    lease::{Held, Holding, renew::HoldingSender},
+    task::runner::{self, Control, DiskWorker, Report, TaskApi, TaskKey, TaskWriteError},
+};
+use paddock_crds::{
+    VirtualHardDiskTask, VirtualHardDiskTaskSpec, VirtualHardDiskTaskStatus,
+    VirtualMachineInstance, VirtualMachineInstanceSpec, VirtualMachineInstanceStatus,
+    reference::{LocalReference, PoolFile, Time},
+    virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
+    virtual_machine::{Acceleration, Machine},
+    virtual_machine_instance::{InstanceConfig, InstancePhase, Power},
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+const EPOCH: i64 = 4;
+/// Far longer than anything here takes.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds.
+async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+fn held() -> (HoldingSender, Holding) {
+    let (sender, holding) = HoldingSender::new();
+    sender.set(Some(Held {
+        epoch: EPOCH,
+        until: Boottime::from_millis(u64::MAX),
+    }));
+    (sender, holding)
+}
+
+fn instance(name: &str, generation: i64, power: Power) -> VirtualMachineInstance {
+    let mut instance = VirtualMachineInstance::new(
+        name,
+        VirtualMachineInstanceSpec {
+            host: "me".into(),
+            host_epoch: EPOCH,
+            power,
+            restart_token: None,
+            config_revision: format!("c{generation}"),
+            config: InstanceConfig {
+                uuid: "7b0b3f9e-0000-4000-8000-000000000001".into(),
+                hostname: name.into(),
+                machine: Machine::Pc,
+                acceleration: Acceleration::Auto,
+                cores: 1,
+                memory_mebibytes: 64,
+                kernel: None,
+                disks: vec![],
+                network_adapters: vec![],
+                stop_deadline_seconds: 30,
+            },
+        },
+    );
+    instance.metadata.namespace = Some("default".into());
+    instance.metadata.uid = Some(format!("uid-{name}"));
+    instance.metadata.generation = Some(generation);
+    instance
+}
+
+#[derive(Default)]
+struct Instances {
+    objects: Mutex<HashMap<String, VirtualMachineInstance>>,
+    writes: Mutex<Vec<(String, VirtualMachineInstanceStatus)>>,
+    failures: AtomicUsize,
+}
+
+impl Instances {
+    fn put(&self, instance: &VirtualMachineInstance) {
+        let uid = instance.metadata.uid.clone().unwrap();
+        self.objects.lock().unwrap().insert(uid, instance.clone());
+    }
+
+    fn phases(&self, name: &str) -> Vec<InstancePhase> {
+        let writes = self.writes.lock().unwrap();
+        writes
+            .iter()
+            .filter(|(written, _)| written == name)
+            .map(|(_, status)| status.phase)
+            .collect()
+    }
+
+    fn last(&self, name: &str) -> Option<VirtualMachineInstanceStatus> {
+        let writes = self.writes.lock().unwrap();
+        let mut of_name = writes.iter().filter(|(written, _)| written == name);
+        of_name.next_back().map(|(_, status)| status.clone())
+    }
+}
+
+impl InstanceApi for Instances {
+    fn read<'a>(
+        &'a self,
+        key: &'a GuestKey,
+    ) -> BoxFuture<'a, Result<Option<VirtualMachineInstance>, String>> {
+        let found = self.objects.lock().unwrap().get(&key.uid).cloned();
+        async move { Ok(found) }.boxed()
+    }
+
+    fn write_status<'a>(
+        &'a self,
+        key: &'a GuestKey,
+        status: &'a VirtualMachineInstanceStatus,
+    ) -> BoxFuture<'a, Result<(), StatusWriteError>> {
+        async {
+            let fails = self
+                .failures
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                });
+            if fails.is_ok() {
+                return Err(StatusWriteError::Failed("no answer".into()));
+            }
+            if !self.objects.lock().unwrap().contains_key(&key.uid) {
+                return Err(StatusWriteError::Gone);
+            }
+            let written = (key.name.clone(), status.clone());
+            self.writes.lock().unwrap().push(written);
+            Ok(())
+        }
+        .boxed()
+    }
+}
+
+struct Host {
+    api: Arc<Instances>,
+    watch: mpsc::Sender<Watch<VirtualMachineInstance>>,
+    world: Arc<dyn Send + Sync>,
+    metrics: Arc<paddock_agent::metrics::Metrics>,
+    _lease: HoldingSender,
+}
+
+impl Host {
+    fn start<B: Backend>(backend: B, starts: usize) -> Self {
+        let api = Arc::new(Instances::default());
+        let (lease, holding) = held();
+        let metrics = Arc::new(paddock_agent::metrics::Metrics::default());
+        let world = Arc::new(Surroundings {
+            backend: Arc::new(backend),
+            api: api.clone(),
+            clock: Arc::new(SystemClock),
+            holding,
+            metrics: metrics.clone(),
+            starts: Arc::new(Semaphore::new(starts)),
+            calls: Arc::new(Semaphore::new(8)),
+        });
+        let (watch_in, watch_out) = mpsc::channel(16);
+        let events = futures::stream::unfold(watch_out, |mut events| async move {
+            events.recv().await.map(|event| (event, events))
+        });
+        tokio::spawn(supervisor::run(
+            world.clone(),
+            events,
+            watch::Sender::new(false),
+        ));
+        Self {
+            api,
+            watch: watch_in,
+            world,
+            metrics,
+            _lease: lease,
+        }
+    }
+
+    async fn apply(&self, instance: &VirtualMachineInstance) {
+        self.api.put(instance);
+        self.watch
+            .send(Watch::Apply(instance.clone()))
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn from_the_watch_to_running_in_one_write_and_to_released_in_one_more() {
+    let host = Host::start(Hollow::default(), 4);
+    host.watch.send(Watch::Init).await.unwrap();
+    host.watch.send(Watch::InitDone).await.unwrap();
+    host.apply(&instance("a", 1, Power::Running)).await;
+    eventually("running", || {
+        host.api.phases("a") == [InstancePhase::Running]
+    })
+    .await;
+    let status = host.api.last("a").unwrap();
+    assert_eq!(status.started_generation, Some(1));
+    assert_eq!(status.started_config_revision.as_deref(), Some("c1"));
+
+    host.apply(&instance("a", 2, Power::Stopped)).await;
+    eventually("released", || {
+        host.api.last("a").is_some_and(|s| s.released.is_some())
+    })
+    .await;
+    assert_eq!(
+        host.api.phases("a"),
+        [InstancePhase::Running, InstancePhase::Stopped]
+    );
+    assert_eq!(
+        host.api.last("a").unwrap().released.unwrap().host_epoch,
+        EPOCH
+    );
+
+    let gone = host.api.objects.lock().unwrap().remove("uid-a").unwrap();
+    host.watch.send(Watch::Delete(gone)).await.unwrap();
+    eventually("forgotten", || host.metrics.instances.get() == 0).await;
+}
+
+#[tokio::test]
+async fn deleted_from_the_watch_but_there_goes_on() {
+    let host = Host::start(Hollow::default(), 4);
+    let a = instance("a", 1, Power::Running);
+    host.apply(&a).await;
+    eventually("running", || host.metrics.instances_up.get() == 1).await;
+    host.watch.send(Watch::Delete(a.clone())).await.unwrap();
+    // The next change is answered by the same guest, which was not started again.
+    host.apply(&instance("a", 2, Power::Paused)).await;
+    eventually("paused", || {
+        host.api.phases("a").last() == Some(&InstancePhase::Paused)
+    })
+    .await;
+    assert_eq!(host.metrics.starts.get(), 1);
+}
+
+#[tokio::test]
+async fn what_a_new_list_misses_is_asked_for_and_forgotten() {
+    let host = Host::start(Hollow::default(), 4);
+    host.apply(&instance("a", 1, Power::Running)).await;
+    host.apply(&instance("b", 1, Power::Running)).await;
+    eventually("running", || host.metrics.instances_up.get() == 2).await;
+    host.api.objects.lock().unwrap().remove("uid-a");
+    host.watch.send(Watch::Init).await.unwrap();
+    host.watch
+        .send(Watch::InitApply(instance("b", 1, Power::Running)))
+        .await
+        .unwrap();
+    host.watch.send(Watch::InitDone).await.unwrap();
+    eventually("a is gone", || host.metrics.instances.get() == 1).await;
+    assert_eq!(host.metrics.instances_up.get(), 1);
+}
+
+#[tokio::test]
+async fn a_status_that_was_not_taken_is_written_again() {
+    let host = Host::start(Hollow::default(), 4);
+    host.api.failures.store(2, Ordering::SeqCst);
+    host.apply(&instance("a", 1, Power::Running)).await;
+    eventually("written", || {
+        host.api.phases("a") == [InstancePhase::Running]
+    })
+    .await;
+    assert_eq!(host.metrics.status_write_failures.get(), 2);
+}
+
+/// Hollow, but an instance named `slow` never gets ready.
+struct Stuck(Hollow);
+
+impl Backend for Stuck {
+    fn inventory(&self) -> BoxFuture<'_, Result<Vec<Leftover>, String>> {
+        self.0.inventory()
+    }
+    fn examine<'a>(
+        &'a self,
+        key: &'a GuestKey,
+        status: &'a VirtualMachineInstanceStatus,
+        teller: Teller,
+    ) -> BoxFuture<'a, Result<(Found, Option<Monitor>), String>> {
+        self.0.examine(key, status, teller)
+    }
+    fn prepare<'a>(&'a self, order: &'a StartOrder) -> BoxFuture<'a, Result<(), Failure>> {
+        if order.key.name == "slow" {
+            return std::future::pending().boxed();
+        }
+        self.0.prepare(order)
+    }
+    fn spawn<'a>(
+        &'a self,
+        order: &'a StartOrder,
+        teller: Teller,
+    ) -> BoxFuture<'a, Result<(Started, Monitor), Failure>> {
+        self.0.spawn(order, teller)
+    }
+    fn set_power<'a>(
+        &'a self,
+        key: &'a GuestKey,
+        power: Power,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        self.0.set_power(key, power)
+    }
+    fn stop<'a>(&'a self, key: &'a GuestKey, deadline: u32) -> BoxFuture<'a, Result<(), String>> {
+        self.0.stop(key, deadline)
+    }
+    fn clear<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        self.0.clear(uid)
+    }
+    fn clean<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        self.0.clean(uid)
+    }
+    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>> {
+        self.0.sweep(known)
+    }
+}
+
+#[tokio::test]
+async fn one_that_hangs_delays_no_other() {
+    let host = Host::start(Stuck(Hollow::default()), 2);
+    host.apply(&instance("slow", 1, Power::Running)).await;
+    for index in 0..20 {
+        host.apply(&instance(&format!("n{index}"), 1, Power::Running))
+            .await;
+    }
+    eventually("the others run", || host.metrics.instances_up.get() == 20).await;
+    eventually("its start is told", || {
+        host.api.phases("slow") == [InstancePhase::Starting]
+    })
+    .await;
+    let _ = &host.world;
+}
+
+#[derive(Default)]
+struct Tasks {
+    objects: Mutex<HashMap<String, VirtualHardDiskTask>>,
+    reports: Mutex<Vec<(String, Report)>>,
+}
+
+impl Tasks {
+    fn of(&self, name: &str) -> Vec<Report> {
+        let reports = self.reports.lock().unwrap();
+        reports
+            .iter()
+            .filter(|(written, _)| written == name)
+            .map(|(_, report)| report.clone())
+            .collect()
+    }
+}
+
+impl TaskApi for Tasks {
+    fn read<'a>(
+        &'a self,
+        key: &'a TaskKey,
+    ) -> BoxFuture<'a, Result<Option<VirtualHardDiskTask>, String>> {
+        let found = self.objects.lock().unwrap().get(&key.uid).cloned();
+        async move { Ok(found) }.boxed()
+    }
+
+    fn report<'a>(
+        &'a self,
+        key: &'a TaskKey,
+        report: &'a Report,
+    ) -> BoxFuture<'a, Result<(), TaskWriteError>> {
+        let written = (key.name.clone(), report.clone());
+        self.reports.lock().unwrap().push(written);
+        async { Ok(()) }.boxed()
+    }
+}
+
+/// Works until it is let go or cancelled, and counts how many do at once.
+struct Worker {
+    at_work: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    go_on: Arc<Semaphore>,
+}
+
+impl Worker {
+    fn new() -> Self {
+        Self {
+            at_work: Arc::default(),
+            most: Arc::default(),
+            go_on: Arc::new(Semaphore::new(0)),
+        }
+    }
+}
+
+impl DiskWorker for Worker {
+    fn perform(
+        &self,
+        task: Arc<VirtualHardDiskTask>,
+        control: Arc<Control>,
+    ) -> BoxFuture<'static, Result<TaskResult, Failure>> {
+        let (at_work, most, go_on) = (self.at_work.clone(), self.most.clone(), self.go_on.clone());
+        async move {
+            most.fetch_max(at_work.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let result = loop {
+                if control.is_cancelled() {
+                    break Err(Failure::new("Cancelled", "cancelled"));
+                }
+                if let Ok(permit) = go_on.try_acquire() {
+                    permit.forget();
+                    break Ok(TaskResult {
+                        uuid: task.metadata.uid.clone(),
+                        size_bytes: None,
+                        allocated_bytes: None,
+                    });
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            };
+            at_work.fetch_sub(1, Ordering::SeqCst);
+            result
+        }
+        .boxed()
+    }
+}
+
+fn task(name: &str, epoch: i64) -> VirtualHardDiskTask {
+    let mut task = VirtualHardDiskTask::new(
+        name,
+        VirtualHardDiskTaskSpec {
+            action: TaskAction::Create,
+            virtual_hard_disk_ref: LocalReference { name: "d".into() },
+            file: PoolFile {
+                pool: "default".into(),
+                path: "d.vhd".into(),
+            },
+            disk_type: None,
+            size_bytes: None,
+            source: None,
+            disk_epoch: 1,
+        },
+    );
+    task.metadata.namespace = Some("default".into());
+    task.metadata.uid = Some(format!("uid-{name}"));
+    task.status = Some(VirtualHardDiskTaskStatus {
+        host: Some("me".into()),
+        host_epoch: Some(epoch),
+        ..VirtualHardDiskTaskStatus::default()
+    });
+    task
+}
+
+struct TaskHost {
+    api: Arc<Tasks>,
+    worker: Arc<Worker>,
+    watch: mpsc::Sender<Watch<VirtualHardDiskTask>>,
+    lease: HoldingSender,
+}
+
+impl TaskHost {
+    fn start() -> Self {
+        let api = Arc::new(Tasks::default());
+        let worker = Arc::new(Worker::new());
+        let (lease, holding) = held();
+        let world = Arc::new(runner::Surroundings {
+            host: "me".into(),
+            api: api.clone(),
+            worker: worker.clone(),
+            holding,
+            metrics: Arc::default(),
+            at_once: Arc::new(Semaphore::new(runner::AT_ONCE)),
+        });
+        let (watch, events) = mpsc::channel(16);
+        let events = futures::stream::unfold(events, |mut events| async move {
+            events.recv().await.map(|event| (event, events))
+        });
+        tokio::spawn(runner::run(world, events));
+        Self {
+            api,
+            worker,
+            watch,
+            lease,
+        }
+    }
+
+    async fn apply(&self, task: &VirtualHardDiskTask) {
+        let uid = task.metadata.uid.clone().unwrap();
+        self.api.objects.lock().unwrap().insert(uid, task.clone());
+        self.watch.send(Watch::Apply(task.clone())).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn two_tasks_at_once_and_one_report_each() {
+    let host = TaskHost::start();
+    for index in 0..5 {
+        host.apply(&task(&format!("t{index}"), EPOCH)).await;
+    }
+    eventually("two work", || {
+        host.worker.at_work.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    host.worker.go_on.add_permits(5);
+    eventually("all are done", || {
+        host.api.reports.lock().unwrap().len() == 5
+    })
+    .await;
+    assert_eq!(host.worker.most.load(Ordering::SeqCst), 2);
+    let reports = host.api.of("t3");
+    assert_eq!(reports.len(), 1);
+    assert_eq!(reports[0].state, TaskState::Succeeded);
+    assert_eq!(reports[0].progress_percent, Some(100));
+    assert_eq!(
+        reports[0]
+            .result
+            .as_ref()
+            .and_then(|result| result.uuid.as_deref()),
+        Some("uid-t3")
+    );
+}
+
+#[tokio::test]
+async fn a_task_waits_for_its_epoch() {
+    let host = TaskHost::start();
+    host.worker.go_on.add_permits(2);
+    host.apply(&task("later", EPOCH + 1)).await;
+    host.apply(&task("now", EPOCH)).await;
+    eventually("now is done", || host.api.of("now").len() == 1).await;
+    assert_eq!(host.api.of("later"), []);
+    host.lease.set(Some(Held {
+        epoch: EPOCH + 1,
+        until: Boottime::from_millis(u64::MAX),
+    }));
+    eventually("later is done", || host.api.of("later").len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_deleted_task_is_cancelled_at_work_and_before() {
+    let host = TaskHost::start();
+    let deleted = |name: &str, epoch| {
+        let mut task = task(name, epoch);
+        task.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        task
+    };
+    host.apply(&task("at-work", EPOCH)).await;
+    eventually("it works", || {
+        host.worker.at_work.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    host.apply(&deleted("at-work", EPOCH)).await;
+    host.apply(&deleted("waiting", EPOCH + 1)).await;
+    for name in ["at-work", "waiting"] {
+        eventually("cancelled", || {
+            let last = host.api.of(name).pop();
+            last.is_some_and(|report| {
+                report.state == TaskState::Failed && report.reason.as_deref() == Some("Cancelled")
+            })
+        })
+        .await;
+    }
+    assert_eq!(host.worker.at_work.load(Ordering::SeqCst), 0);
+}
