@@ -72,10 +72,7 @@ pub struct Writer {
     leadership: Leadership,
 }
 
-fn api<K: Kept>(client: &Client, namespace: &str) -> Api<K>
-where
-    K: Scoped,
-{
+fn api<K: Scoped>(client: &Client, namespace: &str) -> Api<K> {
     K::api(client.clone(), namespace)
 }
 

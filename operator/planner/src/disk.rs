@@ -360,7 +360,7 @@ impl Draft<'_> {
             }
         };
         let mut refusals = Vec::new();
-        let mut best: Option<((usize, &str), (&HostView, i64))> = None;
+        let mut best = None;
         for host in candidates {
             let why = match &host.availability {
                 Availability::NotReady { message, .. } => Some(format!("not ready: {message}")),
@@ -375,14 +375,14 @@ impl Draft<'_> {
             match (why, host.epoch()) {
                 (None, Some(epoch)) => {
                     let rank = (s.busy.get(host.name()).copied().unwrap_or(0), host.name());
-                    if best.as_ref().is_none_or(|(found, _)| rank < *found) {
-                        best = Some((rank, (host, epoch)));
+                    if best.as_ref().is_none_or(|(found, _, _)| rank < *found) {
+                        best = Some((rank, host, epoch));
                     }
                 }
                 (why, _) => refusals.push(format!("{}: {}", host.name(), why.unwrap_or_default())),
             }
         }
-        best.map(|(_, found)| found).ok_or_else(|| {
+        best.map(|(_, host, epoch)| (host, epoch)).ok_or_else(|| {
             (
                 "NoHostAvailable",
                 format!("no host can work on it: {}", refusals.join("; ")),

@@ -1,5 +1,7 @@
 //! What is decided for a disk, step by step, with exact values.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A panic is a test's answer.
+
 mod model;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;

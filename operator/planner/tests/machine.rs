@@ -1,5 +1,7 @@
 //! What is decided for a machine, step by step, with exact values.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A panic is a test's answer.
+
 mod model;
 
 use model::{

@@ -1,5 +1,7 @@
 //! Which host is chosen, and what each other one answers.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A panic is a test's answer.
+
 mod model;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};

@@ -7,6 +7,8 @@
 //! overhead; a changed machine ordered without asking whether it fits; an address given without asking who has it;
 //! a start placed on another host than its attachment's.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A panic is a test's answer.
+
 mod model;
 
 use model::{Model, host, key, machine, network, ready_disk, with_adapter, with_disk};
