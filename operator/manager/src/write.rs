@@ -249,7 +249,7 @@ impl Writer {
         let result = self
             .send("apply_status", K::PLURAL, &key.to_string(), request)
             .await;
-        self.settle(&key, result).await
+        self.settle(key, result).await
     }
 
     /// Sets whether an object carries a finalizer, at the version it carries.
