@@ -220,7 +220,7 @@ fn an_order_to_stop_is_never_taken_back() {
     assert_eq!(model.plan(&key).actions, []);
     model.answer(&key);
     model.settle(&key);
-    assert!(!model.instances[&key].metadata.deletion_timestamp.is_some());
+    assert!(model.instances[&key].metadata.deletion_timestamp.is_none());
     model.answer(&key);
     model.settle(&key);
     assert_eq!(state(&model, &key), MachineState::Running);

@@ -40,6 +40,6 @@ fn tell(context: &Context, vm: &VirtualMachine, wanted: &VirtualMachineStatus) {
     let good = matches!(
         wanted.state,
         MachineState::Running | MachineState::Paused | MachineState::Stopped
-    );
+    ) || reason == "RestartAsked";
     context.events.tell(vm, good, &reason, &message);
 }
