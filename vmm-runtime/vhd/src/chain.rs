@@ -420,6 +420,12 @@ pub(crate) fn relative_path(child: &Path, parent: &Path) -> Option<String> {
     Some(path)
 }
 
+/// What the relative path `path` of the disk `from` becomes when that disk is
+/// copied to `to`.
+pub(crate) fn moved_path(from: &Path, to: &Path, path: &str) -> Option<String> {
+    relative_path(to, &beneath(from, path)?)
+}
+
 /// How a child names the parent `rel` of `pool` absolutely.
 pub(crate) fn absolute_path(pool: &Pool, rel: &Path) -> Result<Option<String>, PoolError> {
     let root = std::path::absolute(pool.path()).map_err(|source| PoolError::Io {

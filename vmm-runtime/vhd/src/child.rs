@@ -103,7 +103,7 @@ impl Vhd {
                 modified: parent.modified,
                 name: name.ok_or_else(unnameable)?.to_owned(),
                 relative,
-                absolute,
+                absolute: Some(absolute),
             }),
         };
         let (image, locks) = parent.into_parent();

@@ -1,11 +1,13 @@
 //! What the fuzz targets call. Not part of the library proper: compiled only
 //! with `--cfg fuzzing`.
 
+use std::ops::ControlFlow;
 use std::time::UNIX_EPOCH;
 
 use uuid::Uuid;
 
 use crate::block::{IoError, IoErrorKind};
+use crate::check::{Severity, examine};
 use crate::format::DiskType;
 use crate::format::footer::{self, Footer};
 use crate::format::header::{self, Header};
@@ -47,6 +49,19 @@ pub fn open(data: &[u8]) {
             .ok()
             .map(|(disk, _)| disk)
     };
+    let checked = {
+        let backing = Backing::new(
+            Box::new(std::sync::Arc::clone(&storage)),
+            Gate::open(),
+            "disk",
+        );
+        let path = std::path::Path::new("disk");
+        examine(&backing, path, &mut |_| ControlFlow::Continue(())).ok()
+    };
+    let opens = open(true).is_some();
+    let worst = checked.map(|verdict| verdict.report.worst());
+    let no_error = worst.is_some_and(|worst| worst != Some(Severity::Error));
+    assert_eq!(opens, no_error, "a check agrees with opening");
     let Some(disk) = open(flags & 2 != 0) else {
         return;
     };

@@ -33,12 +33,13 @@ pub struct ImportOptions {
     pub unique_id: Option<Uuid>,
 }
 
-/// How far an import has come.
+/// How far a long operation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of the source that are dealt with, holes included.
+    /// Bytes of the source that are dealt with, holes included; bytes of
+    /// metadata for a check.
     pub done: u64,
-    /// Bytes of the source.
+    /// All of them.
     pub total: u64,
 }
 

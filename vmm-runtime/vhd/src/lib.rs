@@ -29,6 +29,7 @@
 
 mod block;
 mod chain;
+mod check;
 mod child;
 mod create;
 mod error;
@@ -42,14 +43,17 @@ mod image;
 mod import;
 mod inspect;
 mod lock;
+mod operation;
 mod pool;
 mod remove;
+mod repair;
 mod size;
 mod storage;
 mod vhd;
 
 pub use block::{BlockDevice, Extent, ExtentKind, IoError, IoErrorKind};
 pub use chain::{MAX_CHAIN, ParentSearch};
+pub use check::{CheckReport, Finding, FindingKind, Severity, check};
 pub use child::ChildOptions;
 pub use create::{CreateError, CreateOptions};
 pub use error::{OpenError, OpenErrorKind};
@@ -57,7 +61,9 @@ pub use format::DiskType;
 pub use gate::{Gate, GatePass};
 pub use import::{ImportError, ImportOptions, ImportReport, Progress, import_raw};
 pub use inspect::{ParentInfo, VhdInfo, inspect, inspect_chain};
+pub use operation::OperationError;
 pub use pool::{Pool, PoolError, PoolSpace};
 pub use remove::{RemoveError, remove};
+pub use repair::{RepairReport, repair};
 pub use size::{DiskSize, DiskSizeError};
 pub use vhd::{Access, Vhd};

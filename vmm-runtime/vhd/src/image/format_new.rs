@@ -19,7 +19,7 @@ pub(crate) struct NewParent {
     pub(crate) name: String,
     /// Begins with `.\`, relative to the child's folder.
     pub(crate) relative: Option<String>,
-    pub(crate) absolute: String,
+    pub(crate) absolute: Option<String>,
 }
 
 impl NewParent {
@@ -35,7 +35,7 @@ impl NewParent {
         let mut texts = Vec::new();
         let mut at = offset;
         let relative = self.relative.iter().map(|path| (locator::RELATIVE, path));
-        let absolute = [(locator::ABSOLUTE, &self.absolute)];
+        let absolute = self.absolute.iter().map(|path| (locator::ABSOLUTE, path));
         for (slot, (platform, path)) in parent.locators.iter_mut().zip(relative.chain(absolute)) {
             let mut bytes = locator::encode(path);
             // Paths are far shorter than what 32 bits count.

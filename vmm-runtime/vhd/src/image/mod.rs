@@ -16,7 +16,7 @@ mod open_tests;
 #[cfg(test)]
 pub(crate) mod random;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 
 pub(crate) use dynamic::Dynamic;
 pub(crate) use fixed::Fixed;

@@ -59,7 +59,7 @@ pub(crate) fn new_child(parent: Sample, size: u64, block_size: u32) -> Sample {
         modified: 0,
         name: "parent.vhd".to_owned(),
         relative: Some(".\\parent.vhd".to_owned()),
-        absolute: "/pool/parent.vhd".to_owned(),
+        absolute: Some("/pool/parent.vhd".to_owned()),
     };
     let differencing = DiskType::Differencing;
     format_new(

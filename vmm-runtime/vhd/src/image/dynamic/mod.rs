@@ -119,7 +119,41 @@ impl Dynamic {
             .map_err(Refusal::Corrupt)?;
         #[cfg(test)]
         let backing = backing.forgetting_failed_syncs(tuning.is(Mutant::TrustNextSync));
-        let disk = Dynamic {
+        let disk = Dynamic::with_table(
+            backing, layout, found, parent, table, used_end, read_only, tuning,
+        );
+        if !read_only {
+            disk.restore_footers(found)?;
+        }
+        Ok(disk)
+    }
+
+    /// A disk open for reading, with a table of the caller's instead of the
+    /// file's: its entries may overlap, but not reach past the file's end.
+    pub(crate) fn with_rescued_table(
+        backing: Backing,
+        layout: Layout,
+        found: &Recognised,
+        parent: Option<Box<dyn Image>>,
+        table: Vec<u32>,
+    ) -> Dynamic {
+        let end = found.data_end;
+        let tuning = Tuning::default();
+        Dynamic::with_table(backing, layout, found, parent, table, end, true, tuning)
+    }
+
+    #[allow(clippy::too_many_arguments)] // All of them fields, and named alike.
+    fn with_table(
+        backing: Backing,
+        layout: Layout,
+        found: &Recognised,
+        parent: Option<Box<dyn Image>>,
+        table: Vec<u32>,
+        used_end: u64,
+        read_only: bool,
+        tuning: Tuning,
+    ) -> Dynamic {
+        Dynamic {
             parent,
             layout,
             footer_bytes: found.footer_bytes,
@@ -132,11 +166,47 @@ impl Dynamic {
             bitmaps: Mutex::new(Bitmaps::new(tuning.bitmap_cache)),
             commits: GroupCommit::default(),
             backing,
-        };
-        if !read_only {
-            disk.restore_footers(found)?;
         }
-        Ok(disk)
+    }
+
+    /// How many blocks there may be.
+    pub(crate) fn blocks(&self) -> u32 {
+        self.layout
+            .bat_entries
+            .min(self.layout.size.div_ceil(self.layout.block_size.into()) as u32)
+    }
+
+    /// How many blocks the file holds.
+    pub(crate) fn held_blocks(&self) -> u32 {
+        let held = (0..self.blocks()).filter(|block| self.entry(*block) != UNALLOCATED);
+        // No more than `blocks`.
+        held.count() as u32
+    }
+
+    /// The ranges of the disk that a block itself holds, in order: not those
+    /// that are zero for having never been written, nor those of a parent.
+    pub(crate) fn held_ranges(&self, block: u32) -> Result<Vec<Range<u64>>, IoError> {
+        let _shared = self.share(block);
+        let entry = self.entry(block);
+        let start = self.block_start(block);
+        if entry == UNALLOCATED || start >= self.layout.size {
+            return Ok(Vec::new());
+        }
+        let end = (start + u64::from(self.layout.block_size)).min(self.layout.size);
+        let Some(bitmap) = self.bitmap(block, entry)? else {
+            return Ok(std::iter::once(start..end).collect());
+        };
+        let mut ranges = Vec::new();
+        // A block has at most 2^19 sectors.
+        let mut sectors = 0..((end - start) / SECTOR) as u32;
+        while let Some((set, run_end)) = bitmap.run(sectors.clone()) {
+            if set {
+                let first = start + u64::from(sectors.start) * SECTOR;
+                ranges.push(first..start + u64::from(run_end) * SECTOR);
+            }
+            sectors.start = run_end;
+        }
+        Ok(ranges)
     }
 
     fn restore_footers(&self, found: &Recognised) -> Result<(), IoError> {

@@ -1,0 +1,200 @@
+//! Repairing a disk: into a new one, the damaged file stays as it is.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::block::{BlockDevice, Extent, IoError};
+use crate::chain;
+use crate::check::{Verdict, examine, rescue_table};
+use crate::create::{Blueprint, NewDisk};
+use crate::error::OpenError;
+use crate::gate::Gate;
+use crate::image::{Dynamic, Image, NewParent};
+use crate::import::Progress;
+use crate::lock::{self, Mode};
+use crate::operation::{OperationError, report};
+use crate::pool::Pool;
+use crate::storage::{Backing, FileStorage};
+
+/// What a repair saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RepairReport {
+    /// Bytes that were copied.
+    pub copied_bytes: u64,
+    /// Blocks whose place is not known any more: they read as zeros, or as
+    /// the parent.
+    pub lost_blocks: Vec<u32>,
+    /// Blocks that shared their place with another one. They were copied as
+    /// they read, but at most one of each place is right.
+    pub doubtful_blocks: Vec<u32>,
+}
+
+/// Makes the disk `target` out of what is left of the disk `rel`, which stays
+/// as it is. The new disk has the same type, size, identity and parent. (Put
+/// in the old one's place it is a parent that changed: see
+/// [`OpenError::ParentChanged`].)
+///
+/// Needs one of the two footers and the dynamic header: what is worse is
+/// refused. A fixed disk has nothing that could be repaired. The file system
+/// needs room for all blocks that are left, and is asked first.
+pub fn repair(
+    pool: &Pool,
+    rel: impl AsRef<Path>,
+    target: impl AsRef<Path>,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<RepairReport, OperationError> {
+    let (rel, target) = (rel.as_ref(), target.as_ref());
+    let refused = |reason: String| OperationError::Refused {
+        path: rel.to_owned(),
+        reason,
+    };
+    let place = pool.place(rel).map_err(OpenError::from)?;
+    // Nobody may write to it meanwhile.
+    let (file, _lock) = lock::open_locked(&place, Mode::Shared)
+        .map_err(|error| OpenError::from_lock(rel, error))?;
+    let gate = Gate::open();
+    gate.close();
+    let backing = Backing::new(
+        Box::new(FileStorage::new(File::from(file))),
+        gate,
+        &rel.to_string_lossy(),
+    );
+    let Verdict {
+        report: verdict,
+        found,
+    } = examine(&backing, rel, &mut |_| ControlFlow::Continue(()))?;
+    let Some(found) = found else {
+        let why = verdict
+            .findings
+            .first()
+            .map(|finding| finding.message.clone());
+        return Err(refused(format!(
+            "too little is left to repair it: {}",
+            why.unwrap_or_default()
+        )));
+    };
+    let Some(layout) = found.layout() else {
+        return Err(refused(
+            "a fixed disk that opens has nothing to repair".to_owned(),
+        ));
+    };
+    let io = OperationError::io(rel);
+    let rescued = rescue_table(&backing, &layout, found.data_end).map_err(&io)?;
+    let link = chain::read_link(&backing, &found)
+        .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
+    let size = layout.size;
+    let parent = link.map(|link| NewParent {
+        unique_id: link.unique_id,
+        modified: link.modified,
+        name: link.name,
+        relative: link
+            .relative
+            .iter()
+            .find_map(|path| chain::moved_path(rel, target, path)),
+        absolute: link.absolute.into_iter().next(),
+    });
+    let blueprint = Blueprint {
+        disk_type: found.disk_type,
+        size,
+        geometry: Some(found.footer.geometry),
+        unique_id: found.footer.unique_id,
+        created: found.footer.created(),
+        block_size: layout.block_size,
+        parent,
+    };
+    let absent = || -> Option<Box<dyn Image>> { Some(Box::new(Absent { size })) };
+    let source = Dynamic::with_rescued_table(backing, layout, &found, absent(), rescued.table);
+    let held = u64::from(source.held_blocks());
+    let new = NewDisk::begin_over(
+        pool,
+        target,
+        &blueprint,
+        Some(held * layout.region_len()),
+        absent(),
+        Vec::new(),
+    )?;
+    let to_target = OperationError::io(target);
+    let mut copied = 0;
+    let mut buf = vec![0; (layout.block_size as usize).min(2 << 20)];
+    for block in 0..source.blocks() {
+        for range in source.held_ranges(block).map_err(&io)? {
+            let mut at = range.start;
+            while at < range.end {
+                let len = (range.end - at).min(buf.len() as u64);
+                let piece = &mut buf[..len as usize];
+                source.read_at(piece, at).map_err(&io)?;
+                new.device().write_at(piece, at).map_err(&to_target)?;
+                at += len;
+                copied += len;
+            }
+        }
+        let done = (u64::from(block) + 1) * u64::from(layout.block_size);
+        report(done.min(size), size, progress)?;
+    }
+    drop(new.finish()?);
+    Ok(RepairReport {
+        copied_bytes: copied,
+        lost_blocks: rescued.lost,
+        doubtful_blocks: rescued.doubtful,
+    })
+}
+
+/// Stands for a parent of which nothing is to be read: whole sectors are
+/// copied, and of those that the disk doesn't hold none.
+struct Absent {
+    size: u64,
+}
+
+impl Absent {
+    fn nothing<T>() -> Result<T, IoError> {
+        Err(IoError::Io {
+            disk: "the parent".into(),
+            operation: "read",
+            source: std::io::Error::other("it is not open").into(),
+        })
+    }
+}
+
+impl BlockDevice for Absent {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_only(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<(), IoError> {
+        Absent::nothing()
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> Result<(), IoError> {
+        Err(IoError::ReadOnly)
+    }
+
+    fn flush(&self) -> Result<(), IoError> {
+        Ok(())
+    }
+
+    fn discard(&self, _: u64, _: u64) -> Result<(), IoError> {
+        Err(IoError::ReadOnly)
+    }
+
+    fn write_zeroes(&self, _: u64, _: u64) -> Result<(), IoError> {
+        Err(IoError::ReadOnly)
+    }
+
+    fn block_status(&self, _: u64, _: u64) -> Result<Vec<Extent>, IoError> {
+        Absent::nothing()
+    }
+}
+
+impl Image for Absent {
+    fn put_away(&self) -> Result<(), IoError> {
+        Ok(())
+    }
+}
