@@ -299,6 +299,10 @@ pub struct VirtualMachineStatus {
     /// How often it was started again after it ended by itself, since it was placed on its host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<i32>,
+    /// How its last stop ended: PowerButton (the guest shut down when asked), Kill or Quit (it was turned off), GuestPowerOff (by itself).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub stop_step: Option<String>,
     /// Host memory set aside for it beyond the guest's own, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_overhead_bytes: Option<i64>,

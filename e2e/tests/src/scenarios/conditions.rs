@@ -80,7 +80,7 @@ fn missing(cx: &Context<'_>) -> Result<()> {
     k.apply(&disk("no-pool", "{size: 16Mi, file: {pool: nowhere}}"))?;
     let wrong = "0".repeat(64);
     k.apply(&disk("wrong-sum", &format!("{{file: {{pool: shared}}, source: {{image: {{pool: images, path: tiny-linux.img, sha256: \"{wrong}\"}}}}}}")))?;
-    let image = cx.lab.directory().join("images/tiny-linux.img");
+    let image = cx.lab.directory().join("pools/images/tiny-linux.img");
     let mut hash = Sha256::new();
     io::copy(&mut File::open(&image)?, &mut hash)?;
     let right: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
@@ -133,11 +133,11 @@ fn missing(cx: &Context<'_>) -> Result<()> {
 
     // Mended, it goes on by itself.
     std::fs::write(
-        cx.lab.directory().join("images/nothing.img"),
+        cx.lab.directory().join("pools/images/nothing.img"),
         vec![7u8; 4 << 20],
     )?;
     k.wait_condition("vhd/no-image", "Ready", RETRY)?;
-    std::fs::remove_file(cx.lab.directory().join("images/nothing.img"))?;
+    std::fs::remove_file(cx.lab.directory().join("pools/images/nothing.img"))?;
     Ok(())
 }
 
@@ -186,21 +186,32 @@ fn bad_files(cx: &Context<'_>) -> Result<()> {
             REACTION,
         )?;
     }
-    k.apply(&disk(
-        "again",
-        &format!(
-            "{{size: 16Mi, file: {{pool: shared, path: {}}}}}",
-            path("corrupt.vhd")
-        ),
-    ))?;
-    k.wait_reason(
-        "vhd/again",
-        "Ready",
-        "False",
-        "FileExists",
-        &["corrupt.vhd"],
-        REACTION,
-    )?;
+    // A file that no object speaks of, and one that another object does.
+    std::fs::write(folder.join("other.vhd"), b"precious")?;
+    for (name, file, reason) in [
+        ("again", "other.vhd", "FileExists"),
+        ("mine", "corrupt.vhd", "FileInUse"),
+    ] {
+        k.apply(&disk(
+            name,
+            &format!(
+                "{{size: 16Mi, file: {{pool: shared, path: {}}}}}",
+                path(file)
+            ),
+        ))?;
+        k.wait_reason(
+            &format!("vhd/{name}"),
+            "Ready",
+            "False",
+            reason,
+            &[file],
+            REACTION,
+        )?;
+    }
+    ensure!(
+        std::fs::read(folder.join("other.vhd"))? == b"precious",
+        "a file that was there was changed"
+    );
     ensure!(
         std::fs::read(folder.join("corrupt.vhd"))? == corrupt,
         "a refused file was changed"

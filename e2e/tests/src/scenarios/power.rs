@@ -199,14 +199,10 @@ fn killed_processes(cx: &Context<'_>) -> Result<()> {
         "the same process after its QEMU was killed"
     );
     // One QEMU for this machine, not two.
-    let uid = cx.kubectl.text("vmi/k", "/metadata/uid")?;
+    let pattern = format!("^[^ ]*qemu-system.*guest={}/k,", cx.namespace());
     let count = cx.lab.exec_ok(
         &third.host,
-        &[
-            "sh",
-            "-c",
-            &format!("pgrep -fc '^[^ ]*qemu-system.*{uid}' || true"),
-        ],
+        &["sh", "-c", "pgrep -fc \"$0\" || true", &pattern],
     )?;
     ensure!(
         count.trim() == "1",
