@@ -74,6 +74,7 @@ pub async fn run(context: Arc<Context>, full: watch::Sender<bool>) {
     let mut events = pin!(watcher::watcher(api(&context), config).default_backoff());
     let (answers_in, mut answers) = mpsc::channel(ANSWERS);
     let mut listed: Option<BTreeSet<String>> = None;
+    let mut broken = false;
     loop {
         let wait = core.next_deadline().map(|at| at.saturating_sub(boottime()));
         let mut happened = Vec::new();
@@ -82,7 +83,12 @@ pub async fn run(context: Arc<Context>, full: watch::Sender<bool>) {
             Some(answer) = answers.recv() => happened.push(answer),
             event = events.next() => match event {
                 None => return,
-                Some(event) => take(&context, event, &mut listed, &mut happened, &full),
+                Some(event) => {
+                    if is_back(&mut broken, &event) {
+                        happened.push(Event::Resumed);
+                    }
+                    take(&context, event, &mut listed, &mut happened, &full);
+                }
             },
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {
                 happened.push(Event::Tick);
@@ -100,6 +106,21 @@ pub async fn run(context: Arc<Context>, full: watch::Sender<bool>) {
             }
         }
     }
+}
+
+/// Whether this event is the sign that a broken watch goes on.
+///
+/// A watch that only failed to start is begun again from where it was, without a new listing that would tell: its
+/// next event does. The operator's own lease, renewed all the while beside the hosts', brings one soon.
+fn is_back(broken: &mut bool, event: &Result<Watched<Lease>, watcher::Error>) -> bool {
+    match event {
+        Err(_) => *broken = true,
+        // The end of a listing tells by itself.
+        Ok(Watched::InitDone) => *broken = false,
+        Ok(Watched::Apply(_) | Watched::Delete(_)) => return std::mem::take(broken),
+        Ok(Watched::Init | Watched::InitApply(_)) => {}
+    }
+    false
 }
 
 fn take(
@@ -230,5 +251,40 @@ async fn fence(
         Ok(Ok(lease)) => LeaseRecord::parse(&lease).map_err(|e| e.to_string()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the API did not answer in time".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_counts_again_with_the_first_event_after_a_break() {
+        let mut broken = false;
+        let lease = || Ok(Watched::Apply(Lease::default()));
+        assert!(!is_back(&mut broken, &lease()), "nothing was broken");
+        assert!(!is_back(
+            &mut broken,
+            &Err(watcher::Error::NoResourceVersion)
+        ));
+        assert!(is_back(&mut broken, &lease()));
+        assert!(!is_back(&mut broken, &lease()), "it is back once");
+    }
+
+    #[test]
+    fn a_new_listing_is_back_at_its_end() {
+        let mut broken = false;
+        assert!(!is_back(
+            &mut broken,
+            &Err(watcher::Error::NoResourceVersion)
+        ));
+        for event in [
+            Watched::Init,
+            Watched::InitApply(Lease::default()),
+            Watched::InitDone,
+        ] {
+            assert!(!is_back(&mut broken, &Ok(event)));
+        }
+        assert!(!is_back(&mut broken, &Ok(Watched::Apply(Lease::default()))));
     }
 }
