@@ -86,6 +86,7 @@ async fn client(kubeconfig: Option<PathBuf>) -> Result<Client, OperatorError> {
 pub async fn run(settings: Run) -> Result<(), OperatorError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(OperatorError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(OperatorError::Signals)?;
+    let in_pod = settings.kubeconfig.is_none();
     let client = client(settings.kubeconfig).await?;
     let metrics = Arc::new(Metrics::default());
     let queue = Arc::new(Queue::default());
@@ -102,7 +103,12 @@ pub async fn run(settings: Run) -> Result<(), OperatorError> {
             .nodename()
             .to_string_lossy()
             .into_owned();
-        format!("{host}-{}", uuid::Uuid::new_v4().simple())
+        // A pod's name is its alone, and a container that is started again leads again at once.
+        if in_pod {
+            host
+        } else {
+            format!("{host}-{}", uuid::Uuid::new_v4().simple())
+        }
     });
     let mut elector = Elector::new(
         client.clone(),

@@ -31,8 +31,9 @@ pub struct Run {
     /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:8080", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
-    /// Name of this process in the leader's lease. Default: the host's name and a random suffix. Two processes with
-    /// one identity would both believe to lead.
+    /// Name of this process in the leader's lease: one that a restart keeps leads again at once, any other waits until
+    /// the lease has run out. Two processes with one identity would both believe to lead. Default: the pod's name in a
+    /// pod, else the host's name and a random suffix.
     #[arg(long, value_name = "ID")]
     pub identity: Option<String>,
     /// Objects that are worked on at once.
