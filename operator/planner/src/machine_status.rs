@@ -68,6 +68,11 @@ pub(crate) fn of(
     status.observed_generation = vm.metadata.generation;
     status.uuid = Some(machine_uuid(uid(&vm.metadata)));
     status.memory_overhead_bytes = i64::try_from(memory::overhead(vm.spec.memory.bytes())).ok();
+    // The instance is gone once it has ended: how it ended is kept here.
+    let ended = s.instance.and_then(|i| i.status.as_ref());
+    if let Some(step) = ended.and_then(|i| i.stop_step.clone()) {
+        status.stop_step = Some(step);
+    }
     match situation {
         Situation::Off => off(s, vm, &mut status),
         Situation::Refused(refusals) => refused(s, vm, &mut status, None, refusals),
@@ -153,15 +158,17 @@ fn assign(status: &mut VirtualMachineStatus, assigned: &[AssignedAdapter]) {
 
 fn off(s: &Snapshot<'_>, vm: &VirtualMachine, status: &mut VirtualMachineStatus) {
     not_running(status, MachineState::Stopped);
+    let how = match status.stop_step.as_deref() {
+        Some("PowerButton") => "; its guest shut down when asked",
+        Some("GuestPowerOff") => "; its guest had shut down by itself",
+        Some("Kill" | "Quit") => "; it was turned off, because its guest did not shut down in time",
+        _ => "",
+    };
     let mut c = writer(s, vm, status);
     c.remove(RESTART_REQUIRED);
     c.remove(SCHEDULED);
-    c.set(
-        READY,
-        Answer::True,
-        "Stopped",
-        "it is off, as runPolicy asks",
-    );
+    let message = format!("it is off, as runPolicy asks{how}");
+    c.set(READY, Answer::True, "Stopped", message);
 }
 
 fn refused(

@@ -68,14 +68,8 @@ fn run_policy(cx: &Context<'_>) -> Result<()> {
     );
     cx.kubectl.wait_condition("vm/p", "Ready", REACTION)?;
     // The guest was asked, not killed: it had time to unmount.
-    wait::until("the event of the stop", REACTION, || {
-        let events = cx.kubectl.run(&["get", "events", "-o", "json"])?;
-        ensure!(
-            events.contains("PowerButton"),
-            "no event names the power button: {events}"
-        );
-        Ok(())
-    })?;
+    let step = cx.kubectl.text("vm/p", "/status/stopStep")?;
+    ensure!(step == "PowerButton", "it ended by {step:?}");
 
     cx.kubectl
         .patch("vm/p", &json!({"spec": {"runPolicy": "Running"}}))?;

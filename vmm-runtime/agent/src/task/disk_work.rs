@@ -72,12 +72,16 @@ fn perform(
     let pool = open_pool(host, &spec.file.pool)?;
     let path = PathBuf::from(&spec.file.path);
     let identity = identity(task);
-    match spec.action {
+    let done = match spec.action {
         TaskAction::Create => create(&pool, &path, task, identity),
         TaskAction::Import => import(&pool, &path, task, host, identity, control),
         TaskAction::Adopt => look(&pool, &path),
         TaskAction::Delete => delete(&pool, &path),
-    }
+    };
+    done.map_err(|failure| Failure {
+        message: format!("pool {}: {}", spec.file.pool, failure.message),
+        ..failure
+    })
 }
 
 /// The identity of the disk that a task makes: it follows from the uid of the VirtualHardDisk that owns the task, so
