@@ -114,12 +114,12 @@ pub(crate) struct Parents {
 }
 
 /// A parent that was found: locked, and with the right identity.
-struct Found {
-    pool: Pool,
-    rel: PathBuf,
+pub(crate) struct Found {
+    pub(crate) pool: Pool,
+    pub(crate) rel: PathBuf,
     identity: (u64, u64),
     lock: Option<Sidecar>,
-    modified: u32,
+    pub(crate) modified: u32,
     backing: Backing,
     recognised: Recognised,
 }
@@ -186,7 +186,7 @@ pub(crate) fn open_parents(
 }
 
 /// Tries the places where a parent may be, until one has the right identity.
-fn find(
+pub(crate) fn find(
     pool: &Pool,
     child: &Path,
     link: &ParentLink,

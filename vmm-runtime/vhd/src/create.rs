@@ -166,18 +166,18 @@ pub(crate) struct NewDisk {
     names: Names,
 }
 
-/// The names that a new disk takes, and gives back if it isn't finished.
-struct Names {
-    target: Place,
+/// The names that a new file takes, and gives back if it isn't finished.
+pub(crate) struct Names {
+    pub(crate) target: Place,
     /// The name until it is complete. Derived from the target's: who holds
     /// the target's lock owns what is left there by a crash.
     temporary: Place,
     temporary_exists: bool,
-    lock: Option<Sidecar>,
+    pub(crate) lock: Option<Sidecar>,
 }
 
 impl Names {
-    fn take(pool: &Pool, rel: &Path) -> Result<Names, CreateError> {
+    pub(crate) fn take(pool: &Pool, rel: &Path) -> Result<Names, CreateError> {
         let target = pool.place_creating_folders(rel)?;
         let taken = || CreateError::AlreadyExists {
             path: rel.to_owned(),
@@ -216,7 +216,7 @@ impl Names {
     }
 
     /// Creates the file under its temporary name.
-    fn create(&mut self) -> Result<File, CreateError> {
+    pub(crate) fn create(&mut self) -> Result<File, CreateError> {
         match self.temporary.unlink() {
             Ok(()) | Err(PoolError::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -229,7 +229,7 @@ impl Names {
     }
 
     /// Gives the file its name.
-    fn publish(&mut self) -> Result<(), CreateError> {
+    pub(crate) fn publish(&mut self) -> Result<(), CreateError> {
         match self.temporary.rename_to(&self.target) {
             Ok(()) => {
                 self.temporary_exists = false;

@@ -381,7 +381,7 @@ impl Copy<'_> {
     }
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Compares the bytes with themselves, one further on: a memcmp.
     bytes.first().is_none_or(|&first| first == 0)
         && bytes[..bytes.len().saturating_sub(1)] == bytes[bytes.len().min(1)..]

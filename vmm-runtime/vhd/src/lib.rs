@@ -1,5 +1,6 @@
-//! Virtual hard disks in the VHD format: create, open, import, inspect, and
-//! serve them as block devices without losing an acknowledged write.
+//! Virtual hard disks in the VHD format: create, open, import, export, inspect,
+//! check, repair, convert, merge, and serve them as block devices without losing
+//! an acknowledged write.
 //!
 //! The crate reads and writes fixed, dynamic and differencing VHDs. A
 //! differencing disk is opened with its chain of parents, at most
@@ -31,6 +32,7 @@ mod block;
 mod chain;
 mod check;
 mod child;
+mod convert;
 mod create;
 mod error;
 mod format;
@@ -43,6 +45,7 @@ mod image;
 mod import;
 mod inspect;
 mod lock;
+mod merge;
 mod operation;
 mod pool;
 mod remove;
@@ -55,12 +58,14 @@ pub use block::{BlockDevice, Extent, ExtentKind, IoError, IoErrorKind};
 pub use chain::{MAX_CHAIN, ParentSearch};
 pub use check::{CheckReport, Finding, FindingKind, Severity, check};
 pub use child::ChildOptions;
+pub use convert::{ConvertOptions, CopyReport, convert, export_raw};
 pub use create::{CreateError, CreateOptions};
 pub use error::{OpenError, OpenErrorKind};
 pub use format::DiskType;
 pub use gate::{Gate, GatePass};
 pub use import::{ImportError, ImportOptions, ImportReport, Progress, import_raw};
 pub use inspect::{ParentInfo, VhdInfo, inspect, inspect_chain};
+pub use merge::{MergeOptions, MergeReport, merge};
 pub use operation::OperationError;
 pub use pool::{Pool, PoolError, PoolSpace};
 pub use remove::{RemoveError, remove};

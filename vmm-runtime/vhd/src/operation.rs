@@ -7,6 +7,7 @@ use crate::block::IoError;
 use crate::create::CreateError;
 use crate::error::OpenError;
 use crate::import::Progress;
+use crate::pool::PoolError;
 
 /// Why an operation on a whole disk was not carried out. Unless the operation
 /// says otherwise, nothing was changed and nothing is left behind.
@@ -30,6 +31,16 @@ pub enum OperationError {
     /// The progress callback said to stop.
     #[error("the operation was cancelled")]
     Cancelled,
+    /// The file system is too full.
+    #[error("{}: the operation needs {need} bytes and the file system has {have} left; free some", path.display())]
+    NoSpace {
+        /// The disk that would grow.
+        path: PathBuf,
+        /// How much it takes, in bytes.
+        need: u64,
+        /// How much there is, in bytes.
+        have: u64,
+    },
     /// A disk can't be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -41,11 +52,18 @@ pub enum OperationError {
 }
 
 impl OperationError {
-    pub(crate) fn io(path: &Path) -> impl Fn(IoError) -> OperationError {
+    pub(crate) fn io(path: &Path) -> impl Fn(IoError) -> OperationError + use<> {
+        let path = path.to_owned();
         move |source| OperationError::Io {
-            path: path.to_owned(),
+            path: path.clone(),
             source,
         }
+    }
+}
+
+impl From<PoolError> for OperationError {
+    fn from(error: PoolError) -> OperationError {
+        OpenError::from(error).into()
     }
 }
 

@@ -6,13 +6,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::{BlockDevice, Extent, IoError};
+use crate::block::BlockDevice;
 use crate::chain;
 use crate::check::{Verdict, examine, rescue_table};
 use crate::create::{Blueprint, NewDisk};
 use crate::error::OpenError;
 use crate::gate::Gate;
-use crate::image::{Dynamic, Image, NewParent};
+use crate::image::{Absent, Dynamic, Image, NewParent};
 use crate::import::Progress;
 use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
@@ -106,7 +106,7 @@ pub fn repair(
         block_size: layout.block_size,
         parent,
     };
-    let absent = || -> Option<Box<dyn Image>> { Some(Box::new(Absent { size })) };
+    let absent = || -> Option<Box<dyn Image>> { Some(Box::new(Absent::new(size))) };
     let source = Dynamic::with_rescued_table(backing, layout, &found, absent(), rescued.table);
     let held = u64::from(source.held_blocks());
     let new = NewDisk::begin_over(
@@ -141,60 +141,4 @@ pub fn repair(
         lost_blocks: rescued.lost,
         doubtful_blocks: rescued.doubtful,
     })
-}
-
-/// Stands for a parent of which nothing is to be read: whole sectors are
-/// copied, and of those that the disk doesn't hold none.
-struct Absent {
-    size: u64,
-}
-
-impl Absent {
-    fn nothing<T>() -> Result<T, IoError> {
-        Err(IoError::Io {
-            disk: "the parent".into(),
-            operation: "read",
-            source: std::io::Error::other("it is not open").into(),
-        })
-    }
-}
-
-impl BlockDevice for Absent {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_only(&self) -> bool {
-        true
-    }
-
-    fn read_at(&self, _: &mut [u8], _: u64) -> Result<(), IoError> {
-        Absent::nothing()
-    }
-
-    fn write_at(&self, _: &[u8], _: u64) -> Result<(), IoError> {
-        Err(IoError::ReadOnly)
-    }
-
-    fn flush(&self) -> Result<(), IoError> {
-        Ok(())
-    }
-
-    fn discard(&self, _: u64, _: u64) -> Result<(), IoError> {
-        Err(IoError::ReadOnly)
-    }
-
-    fn write_zeroes(&self, _: u64, _: u64) -> Result<(), IoError> {
-        Err(IoError::ReadOnly)
-    }
-
-    fn block_status(&self, _: u64, _: u64) -> Result<Vec<Extent>, IoError> {
-        Absent::nothing()
-    }
-}
-
-impl Image for Absent {
-    fn put_away(&self) -> Result<(), IoError> {
-        Ok(())
-    }
 }

@@ -1,6 +1,7 @@
 //! Disks over a storage, whatever that is: reading what a file claims to be,
 //! and serving it.
 
+mod absent;
 mod dynamic;
 mod extents;
 mod fixed;
@@ -18,6 +19,7 @@ pub(crate) mod random;
 #[cfg(test)]
 pub(crate) mod sample;
 
+pub(crate) use absent::Absent;
 pub(crate) use dynamic::Dynamic;
 pub(crate) use fixed::Fixed;
 pub(crate) use format_new::{NewParent, format_new, formatted_len};
@@ -113,6 +115,12 @@ pub(crate) enum Mutant {
     ZeroNothing,
     /// The bits of zeroed sectors of a child stay clear.
     ZeroWithoutBits,
+    /// A merge is over before the parent is synced.
+    #[cfg(test)]
+    MergeUnsynced,
+    /// A merge leaves the child's zeros out.
+    #[cfg(test)]
+    MergeWithoutZeros,
     /// After a failed sync the next one is believed.
     #[cfg(test)]
     TrustNextSync,

@@ -67,6 +67,11 @@ impl FaultStorage {
         self.state().log.len()
     }
 
+    /// The file as the running system sees it.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.state().current.clone()
+    }
+
     /// The log so far.
     pub(crate) fn log(&self) -> Vec<Op> {
         self.state().log.clone()

@@ -169,6 +169,11 @@ impl Dynamic {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_mutant(&self, mutant: Mutant) -> bool {
+        self.tuning.is(mutant)
+    }
+
     /// How many blocks there may be.
     pub(crate) fn blocks(&self) -> u32 {
         self.layout

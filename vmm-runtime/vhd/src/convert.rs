@@ -1,0 +1,231 @@
+//! Copying what a disk shows into a new disk of any type, or a raw image.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use crate::block::{BlockDevice, Extent, ExtentKind, IoError};
+use crate::chain::ParentSearch;
+use crate::create::{Blueprint, CreateError, Names, NewDisk};
+use crate::error::OpenError;
+use crate::format::DiskType;
+use crate::format::bat::BLOCK_SIZE;
+use crate::gate::Gate;
+use crate::import::{Progress, is_zero};
+use crate::operation::{OperationError, report};
+use crate::pool::Pool;
+use crate::storage::{Backing, FileStorage};
+use crate::vhd::{Access, Opened};
+
+/// What [`convert`] makes.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// The type of the new disk: fixed or dynamic.
+    pub disk_type: DiskType,
+    /// The new disk's identity.
+    pub unique_id: Uuid,
+    /// The time of creation; the format keeps whole seconds from 2000 on.
+    pub created: SystemTime,
+    /// Where the parents of the source are looked for.
+    pub search: ParentSearch,
+}
+
+impl ConvertOptions {
+    /// A disk with a random identity, created now.
+    pub fn new(disk_type: DiskType) -> ConvertOptions {
+        ConvertOptions {
+            disk_type,
+            unique_id: Uuid::new_v4(),
+            created: SystemTime::now(),
+            search: ParentSearch::new(),
+        }
+    }
+}
+
+/// What was copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyReport {
+    /// The size of the disk in bytes.
+    pub size: u64,
+    /// Bytes that were not zero, and so were written; counted in pieces of
+    /// 64 KiB.
+    pub written_bytes: u64,
+}
+
+/// Makes the disk `target` of what the disk `rel` shows, its parents
+/// included: the way to another type, and to merge a chain into a new disk.
+/// The source stays as it is, and must not be open for writing. The target
+/// gets its name when it is complete and durable; after an error or a
+/// cancellation nothing is left of it.
+///
+/// A source one of whose parents was modified is refused, see
+/// [`OpenError::ParentChanged`].
+pub fn convert(
+    pool: &Pool,
+    rel: impl AsRef<Path>,
+    target_pool: &Pool,
+    target: impl AsRef<Path>,
+    options: &ConvertOptions,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<CopyReport, OperationError> {
+    let (rel, target) = (rel.as_ref(), target.as_ref());
+    if options.disk_type == DiskType::Differencing {
+        return Err(CreateError::NeedsParent {
+            path: target.to_owned(),
+        }
+        .into());
+    }
+    let source = open_source(pool, rel, &options.search)?;
+    let blueprint = Blueprint {
+        disk_type: options.disk_type,
+        size: source.image.size(),
+        geometry: Some(source.geometry),
+        unique_id: options.unique_id,
+        created: options.created,
+        block_size: BLOCK_SIZE,
+        parent: None,
+    };
+    let data = data_len(&*source.image).map_err(OperationError::io(rel))?;
+    let new = NewDisk::begin_over(
+        target_pool,
+        target,
+        &blueprint,
+        Some(data),
+        None,
+        Vec::new(),
+    )?;
+    let write = |bytes: &[u8], offset| new.device().write_at(bytes, offset);
+    let written_bytes = copy(&*source.image, rel, target, write, progress)?;
+    drop(new.finish()?);
+    Ok(CopyReport {
+        size: blueprint.size,
+        written_bytes,
+    })
+}
+
+/// Writes what the disk `rel` shows into the new raw image `target`, leaving
+/// out zeros as holes. Otherwise as [`convert`].
+pub fn export_raw(
+    pool: &Pool,
+    rel: impl AsRef<Path>,
+    target_pool: &Pool,
+    target: impl AsRef<Path>,
+    search: &ParentSearch,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<CopyReport, OperationError> {
+    let (rel, target) = (rel.as_ref(), target.as_ref());
+    let source = open_source(pool, rel, search)?;
+    let size = source.image.size();
+    let need = data_len(&*source.image).map_err(OperationError::io(rel))?;
+    let have = target_pool.space()?.available;
+    if have < need {
+        return Err(OperationError::NoSpace {
+            path: target.to_owned(),
+            need,
+            have,
+        });
+    }
+    let mut names = Names::take(target_pool, target)?;
+    let file = names.create()?;
+    let name = target.to_string_lossy();
+    let backing = Backing::new(Box::new(FileStorage::new(file)), Gate::open(), &name);
+    let to_target = OperationError::io(target);
+    backing.set_len(size).map_err(&to_target)?;
+    let write = |bytes: &[u8], offset| backing.write(bytes, offset);
+    let written_bytes = copy(&*source.image, rel, target, write, progress)?;
+    backing.sync().map_err(&to_target)?;
+    names.publish()?;
+    // A raw image has no lock file.
+    if let Some(lock) = names.lock.take() {
+        lock.remove()?;
+    }
+    Ok(CopyReport {
+        size,
+        written_bytes,
+    })
+}
+
+fn open_source(pool: &Pool, rel: &Path, search: &ParentSearch) -> Result<Opened, OpenError> {
+    let mut source = Opened::open(pool, rel, Access::ReadOnly, Gate::open(), search)?;
+    match source.changed.take() {
+        Some(changed) => Err(changed),
+        None => Ok(source),
+    }
+}
+
+/// Calls `each` for all extents of a disk.
+fn visit<E>(
+    disk: &dyn BlockDevice,
+    failed: impl Fn(IoError) -> E,
+    mut each: impl FnMut(Extent) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut at = 0;
+    while at < disk.size() {
+        for extent in disk.block_status(at, disk.size() - at).map_err(&failed)? {
+            at = extent.offset + extent.len;
+            each(extent)?;
+        }
+    }
+    Ok(())
+}
+
+/// How many bytes may be other than zero.
+fn data_len(disk: &dyn BlockDevice) -> Result<u64, IoError> {
+    let mut len = 0;
+    visit(
+        disk,
+        |error| error,
+        |extent| {
+            if extent.kind == ExtentKind::Data {
+                len += extent.len;
+            }
+            Ok(())
+        },
+    )?;
+    Ok(len)
+}
+
+/// Zeros are looked for in pieces of this size.
+const PIECE: usize = 64 << 10;
+/// How much is read at once.
+const CHUNK: u64 = 1 << 20;
+
+/// Copies all that isn't zero; returns how much that was.
+fn copy(
+    source: &dyn BlockDevice,
+    rel: &Path,
+    target: &Path,
+    write: impl Fn(&[u8], u64) -> Result<(), IoError>,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<u64, OperationError> {
+    let size = source.size();
+    let mut buf = vec![0; CHUNK as usize];
+    let mut written = 0;
+    visit(source, OperationError::io(rel), |extent| {
+        let end = extent.offset + extent.len;
+        if extent.kind != ExtentKind::Data {
+            return report(end, size, progress);
+        }
+        let mut at = extent.offset;
+        while at < end {
+            // To the next multiple, so that pieces begin at multiples too.
+            let len = (CHUNK - at % CHUNK).min(end - at) as usize;
+            let chunk = &mut buf[..len];
+            source.read_at(chunk, at).map_err(OperationError::io(rel))?;
+            let mut offset = at;
+            for piece in chunk.chunks(PIECE) {
+                if !is_zero(piece) {
+                    write(piece, offset).map_err(OperationError::io(target))?;
+                    written += piece.len() as u64;
+                }
+                offset += piece.len() as u64;
+            }
+            at += len as u64;
+            report(at, size, progress)?;
+        }
+        Ok(())
+    })?;
+    Ok(written)
+}

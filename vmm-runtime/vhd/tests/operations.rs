@@ -1,0 +1,351 @@
+//! Converting, exporting and merging disks in real folders.
+
+#![allow(clippy::unwrap_used)] // In the functions that tests share, too.
+
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use paddock_vhd::{
+    Access, BlockDevice, ChildOptions, ConvertOptions, CopyReport, CreateError, CreateOptions,
+    DiskSize, DiskType, Gate, IoErrorKind, MergeOptions, MergeReport, OpenError, OpenErrorKind,
+    OperationError, ParentSearch, Pool, Progress, Vhd, check, convert, export_raw, inspect, merge,
+};
+
+const MIB: u64 = 1 << 20;
+
+fn go_on(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+struct Folder {
+    dir: tempfile::TempDir,
+    pool: Pool,
+}
+
+impl Folder {
+    /// With a base, a child and a grandchild of 8 MiB, none of them new.
+    fn new(base: DiskType) -> Folder {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::open(dir.path()).unwrap();
+        let size = DiskSize::from_bytes(8 * MIB).unwrap();
+        let disk = Vhd::create(&pool, "base.vhd", &CreateOptions::new(base, size)).unwrap();
+        disk.write_at(&[1; 70_000], MIB).unwrap();
+        disk.write_at(&[2; 5000], 5 * MIB).unwrap();
+        disk.close().unwrap();
+        let folder = Folder { dir, pool };
+        let child = folder.child("child.vhd", "base.vhd");
+        child.write_at(&[3; 1000], MIB + 100).unwrap();
+        child.discard(5 * MIB, 5000).unwrap();
+        child.close().unwrap();
+        let grandchild = folder.child("g/grandchild.vhd", "child.vhd");
+        grandchild.write_at(&[4; 10], 7 * MIB).unwrap();
+        grandchild.write_zeroes(MIB + 500, 100).unwrap();
+        grandchild.close().unwrap();
+        folder
+    }
+
+    fn child(&self, rel: &str, parent: &str) -> Vhd {
+        let options = ChildOptions::new();
+        Vhd::create_child(&self.pool, rel, &self.pool, parent, &options).unwrap()
+    }
+
+    fn path(&self, rel: &str) -> PathBuf {
+        self.dir.path().join(rel)
+    }
+
+    fn open(&self, rel: &str, access: Access) -> Result<Vhd, OpenError> {
+        Vhd::open(&self.pool, rel, access, Gate::open())
+    }
+
+    fn content(&self, rel: &str) -> Vec<u8> {
+        let disk = self.open(rel, Access::ReadOnly).unwrap();
+        let mut bytes = vec![0; disk.size() as usize];
+        disk.read_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    fn is_clean(&self, rel: &str) {
+        let report = check(&self.pool, rel, &ParentSearch::new(), &mut go_on).unwrap();
+        assert_eq!(report.findings, []);
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn merge(&self, rel: &str) -> Result<MergeReport, OperationError> {
+        let options = MergeOptions::default();
+        merge(&self.pool, rel, Gate::open(), &options, &mut go_on)
+    }
+
+    fn convert(&self, rel: &str, target: &str, to: DiskType) -> Result<CopyReport, OperationError> {
+        let options = ConvertOptions::new(to);
+        convert(&self.pool, rel, &self.pool, target, &options, &mut go_on)
+    }
+}
+
+const TYPES: [DiskType; 2] = [DiskType::Fixed, DiskType::Dynamic];
+
+#[test]
+fn a_conversion_shows_the_same_in_any_type() {
+    for base in TYPES {
+        let folder = Folder::new(base);
+        for (index, rel) in ["base.vhd", "child.vhd", "g/grandchild.vhd"]
+            .iter()
+            .enumerate()
+        {
+            let content = folder.content(rel);
+            for to in TYPES {
+                let target = format!("{index}-{to}.vhd");
+                let report = folder.convert(rel, &target, to).unwrap();
+                let pieces = content.chunks(64 << 10);
+                let data = pieces.filter(|piece| piece.iter().any(|&byte| byte != 0));
+                assert_eq!(report.size, 8 * MIB);
+                assert!(report.written_bytes <= data.map(|piece| piece.len() as u64).sum());
+                assert!(report.written_bytes >= 70_000);
+                assert!(folder.content(&target) == content, "{rel} to {to}");
+                folder.is_clean(&target);
+                let info = inspect(&folder.pool, &target).unwrap();
+                assert_eq!(info.disk_type, to);
+                assert_ne!(
+                    info.unique_id,
+                    inspect(&folder.pool, rel).unwrap().unique_id
+                );
+            }
+        }
+        // Nothing of the zeros takes a block.
+        let info = inspect(&folder.pool, "2-dynamic.vhd").unwrap();
+        assert_eq!(info.allocated_blocks, Some(2));
+    }
+}
+
+#[test]
+fn an_export_is_the_bytes_with_holes() {
+    let folder = Folder::new(DiskType::Dynamic);
+    let content = folder.content("g/grandchild.vhd");
+    let (pool, search) = (&folder.pool, ParentSearch::new());
+    let export =
+        |target: &str| export_raw(pool, "g/grandchild.vhd", pool, target, &search, &mut go_on);
+    export("out/disk.raw").unwrap();
+    assert!(std::fs::read(folder.path("out/disk.raw")).unwrap() == content);
+    let metadata = folder.path("out/disk.raw").metadata().unwrap();
+    assert!(
+        metadata.blocks() * 512 < MIB,
+        "{} blocks",
+        metadata.blocks()
+    );
+    let entries = std::fs::read_dir(folder.path("out")).unwrap();
+    assert_eq!(entries.count(), 1, "no lock file, no temporary");
+    let error = export("out/disk.raw").unwrap_err();
+    assert!(matches!(
+        error,
+        OperationError::Create(CreateError::AlreadyExists { .. })
+    ));
+}
+
+#[test]
+fn a_cancelled_copy_leaves_nothing() {
+    let folder = Folder::new(DiskType::Dynamic);
+    let before = folder.names();
+    let mut calls = 0;
+    let mut stop = |progress: Progress| {
+        assert_eq!(progress.total, 8 * MIB);
+        calls += 1;
+        match calls % 3 {
+            0 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    };
+    let pool = &folder.pool;
+    let options = ConvertOptions::new(DiskType::Dynamic);
+    let result = convert(pool, "child.vhd", pool, "new.vhd", &options, &mut stop);
+    assert!(matches!(result, Err(OperationError::Cancelled)));
+    let search = ParentSearch::new();
+    let result = export_raw(pool, "child.vhd", pool, "new.raw", &search, &mut stop);
+    assert!(matches!(result, Err(OperationError::Cancelled)));
+    assert_eq!(calls, 6);
+    assert_eq!(folder.names(), before);
+}
+
+#[test]
+fn a_copy_needs_a_source_at_rest_and_a_type() {
+    let folder = Folder::new(DiskType::Dynamic);
+    let refused = folder.convert("child.vhd", "new.vhd", DiskType::Differencing);
+    assert!(matches!(
+        refused,
+        Err(OperationError::Create(CreateError::NeedsParent { .. }))
+    ));
+    let disk = folder.open("child.vhd", Access::ReadWrite).unwrap();
+    let refused = folder.convert("child.vhd", "new.vhd", DiskType::Dynamic);
+    let Err(OperationError::Open(error)) = refused else {
+        panic!("converted while in use")
+    };
+    assert_eq!(error.kind(), OpenErrorKind::InUse);
+    disk.close().unwrap();
+    let disk = folder.open("base.vhd", Access::ReadWrite).unwrap();
+    disk.write_at(&[7], 0).unwrap();
+    disk.close().unwrap();
+    let touched = std::fs::File::options()
+        .write(true)
+        .open(folder.path("base.vhd"))
+        .unwrap();
+    touched
+        .set_modified(UNIX_EPOCH + Duration::from_secs(1_800_000_000))
+        .unwrap();
+    let refused = folder.convert("g/grandchild.vhd", "new.vhd", DiskType::Dynamic);
+    let Err(OperationError::Open(error)) = refused else {
+        panic!("converted over a parent that changed")
+    };
+    assert_eq!(error.kind(), OpenErrorKind::ParentChanged);
+    assert!(!folder.path("new.vhd").exists());
+}
+
+#[test]
+fn a_merge_gives_the_parent_the_childs_content_and_removes_the_child() {
+    for base in TYPES {
+        let folder = Folder::new(base);
+        let content = folder.content("g/grandchild.vhd");
+        let report = folder.merge("g/grandchild.vhd").unwrap();
+        assert_eq!(report.parent.as_deref(), Some(Path::new("child.vhd")));
+        assert!(!report.resumed && report.merged_bytes >= 1024);
+        assert!(folder.content("child.vhd") == content);
+        assert_eq!(std::fs::read_dir(folder.path("g")).unwrap().count(), 0);
+        // The child of a parent that the merge changed is the next.
+        let report = folder.merge("child.vhd").unwrap();
+        assert_eq!(report.parent.as_deref(), Some(Path::new("base.vhd")));
+        assert!(folder.content("base.vhd") == content);
+        assert_eq!(folder.names(), ["base.vhd", "base.vhd.lock", "g"]);
+        folder.is_clean("base.vhd");
+        let error = folder.merge("base.vhd").unwrap_err();
+        assert!(error.to_string().contains("no parent"), "{error}");
+    }
+}
+
+#[test]
+fn a_merge_that_was_stopped_is_taken_up_again() {
+    let folder = Folder::new(DiskType::Dynamic);
+    let content = folder.content("child.vhd");
+    let base = folder.path("base.vhd");
+    let options = MergeOptions::default();
+    let cancelled = merge(
+        &folder.pool,
+        "child.vhd",
+        Gate::open(),
+        &options,
+        &mut |_| ControlFlow::Break(()),
+    );
+    assert!(matches!(cancelled, Err(OperationError::Cancelled)));
+    // As if it had taken longer than a second.
+    let file = std::fs::File::options().write(true).open(&base).unwrap();
+    file.set_modified(UNIX_EPOCH + Duration::from_secs(1_800_000_000))
+        .unwrap();
+    drop(file);
+    assert!(folder.content("child.vhd") == content);
+    let error = folder.open("child.vhd", Access::ReadWrite).unwrap_err();
+    assert_eq!(error.kind(), OpenErrorKind::ParentChanged);
+    let report = folder.merge("child.vhd").unwrap();
+    assert!(report.resumed);
+    assert!(folder.content("base.vhd") == content);
+    assert!(!folder.path("child.vhd").exists() && !folder.path("child.vhd.merge").exists());
+    // Cut off between the child and its record.
+    let child = folder.child("child.vhd", "base.vhd");
+    child.close().unwrap();
+    let _ = merge(
+        &folder.pool,
+        "child.vhd",
+        Gate::open(),
+        &options,
+        &mut |_| ControlFlow::Break(()),
+    );
+    assert!(folder.path("child.vhd.merge").exists());
+    std::fs::remove_file(folder.path("child.vhd")).unwrap();
+    let report = folder.merge("child.vhd").unwrap();
+    assert_eq!(
+        report,
+        MergeReport {
+            parent: None,
+            merged_bytes: 0,
+            resumed: true
+        }
+    );
+    assert!(!folder.path("child.vhd.merge").exists());
+    let error = folder.merge("child.vhd").unwrap_err();
+    assert!(matches!(
+        error,
+        OperationError::Open(OpenError::NotFound { .. })
+    ));
+}
+
+#[test]
+fn a_merge_is_refused_before_anything_is_touched() {
+    let folder = Folder::new(DiskType::Dynamic);
+    let before = std::fs::read(folder.path("base.vhd")).unwrap();
+    let names = folder.names();
+    let options = MergeOptions {
+        dependents: vec!["sibling.vhd".into(), "g/grandchild.vhd".into()],
+        ..MergeOptions::default()
+    };
+    let error = merge(
+        &folder.pool,
+        "child.vhd",
+        Gate::open(),
+        &options,
+        &mut go_on,
+    )
+    .unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("sibling.vhd, g/grandchild.vhd"), "{said}");
+    // The parent is in use, by a sibling or alone.
+    let sibling = folder.child("sibling.vhd", "base.vhd");
+    let error = folder.merge("child.vhd").unwrap_err();
+    assert!(
+        matches!(&error, OperationError::Open(error) if error.kind() == OpenErrorKind::InUse),
+        "{error}"
+    );
+    sibling.close().unwrap();
+    paddock_vhd::remove(&folder.pool, "sibling.vhd").unwrap();
+    // A closed gate.
+    let gate = Gate::open();
+    gate.close();
+    let plain = MergeOptions::default();
+    let error = merge(&folder.pool, "child.vhd", gate, &plain, &mut go_on).unwrap_err();
+    assert!(
+        matches!(&error, OperationError::Io { source, .. } if source.kind() == IoErrorKind::GateClosed),
+        "{error}"
+    );
+    assert_eq!(folder.names(), names);
+    // A parent that changed, and no record of a merge.
+    let time = folder
+        .path("base.vhd")
+        .metadata()
+        .unwrap()
+        .modified()
+        .unwrap();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(folder.path("base.vhd"))
+        .unwrap();
+    file.set_modified(time + Duration::from_secs(5)).unwrap();
+    let error = folder.merge("child.vhd").unwrap_err();
+    assert!(
+        matches!(&error, OperationError::Open(error) if error.kind() == OpenErrorKind::ParentChanged),
+        "{error}"
+    );
+    assert!(std::fs::read(folder.path("base.vhd")).unwrap() == before);
+    file.set_modified(time).unwrap();
+    assert_eq!(folder.names(), names);
+    // Forced, it goes.
+    let forced = MergeOptions {
+        force: true,
+        ..options
+    };
+    merge(&folder.pool, "child.vhd", Gate::open(), &forced, &mut go_on).unwrap();
+    assert!(!folder.path("child.vhd").exists());
+}
