@@ -1,5 +1,7 @@
 //! The drivers with a pretended API: actors on the hollow backend, and jobs with a pretended worker.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use futures::{FutureExt, future::BoxFuture};
 use kube::runtime::watcher::Event as Watch;
 use paddock_agent::{

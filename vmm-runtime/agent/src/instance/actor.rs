@@ -255,16 +255,18 @@ impl<B: Backend> Actor<B> {
                         self.write_retry = WRITE_RETRY;
                         None
                     }
-                    Err(StatusWriteError::Gone) => {
-                        self.unwritten = None;
-                        Some(Event::Vanished)
-                    }
-                    Err(StatusWriteError::Failed(error)) => {
+                    Err(error) => {
                         self.world.metrics.status_write_failures.add(1);
-                        warn!(instance = %self.key, %error, "the status could not be written");
                         self.write_retry = (self.write_retry * 2).min(WRITE_RETRY_MAX);
                         self.unwritten.get_or_insert(status);
-                        None
+                        match error {
+                            // It ends this actor, if a read says so too.
+                            StatusWriteError::Gone => Some(Event::Vanished),
+                            StatusWriteError::Failed(error) => {
+                                warn!(instance = %self.key, %error, "the status could not be written");
+                                None
+                            }
+                        }
                     }
                 };
                 self.write();
@@ -429,7 +431,7 @@ impl<B: Backend> Actor<B> {
                     ))),
                 }
             };
-            if matches!(result, Err(StatusWriteError::Failed(_))) {
+            if result.is_err() {
                 tokio::time::sleep(retry).await;
             }
             Mail::Written(status, result)

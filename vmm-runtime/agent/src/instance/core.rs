@@ -24,15 +24,15 @@ use super::{
     backoff::{Backoff, Cause},
     status,
 };
-use crate::{clock::Boottime, lease::Held};
-use jiff::Timestamp;
-use paddock_crds::{
-    host::Accelerator,
-    virtual_machine_instance::{
-        InstancePhase, Power, Released, VirtualMachineInstanceStatus as Status,
-    },
+use crate::clock::Boottime;
+use paddock_crds::virtual_machine_instance::{
+    InstancePhase, Power, Released, VirtualMachineInstanceStatus as Status,
 };
 use std::time::Duration;
+
+pub use super::vocabulary::{
+    Action, End, Event, Failure, Found, Guest, Now, Pause, Run, Started, Wish,
+};
 
 /// A transition is reported when it takes longer than this; a quick one is seen by its result alone.
 pub const QUIET: Duration = Duration::from_secs(1);
@@ -46,200 +46,6 @@ pub const STOP_GRACE: Duration = Duration::from_secs(10);
 pub const POWER_RETRY: Duration = Duration::from_secs(5);
 
 const RESTART_REQUESTED: &str = "RestartRequested";
-
-/// The circumstances of a step.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    /// For deadlines.
-    pub boot: Boottime,
-    /// For people.
-    pub wall: Timestamp,
-    /// What this host holds.
-    pub held: Option<Held>,
-}
-
-impl Now {
-    fn valid_epoch(&self) -> Option<i64> {
-        self.held
-            .filter(|held| held.is_valid(self.boot))
-            .map(|held| held.epoch)
-    }
-}
-
-/// What the operator wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wish {
-    /// `metadata.generation`.
-    pub generation: i64,
-    /// `spec.hostEpoch`.
-    pub host_epoch: i64,
-    /// `spec.power`.
-    pub power: Power,
-    /// `spec.restartToken`.
-    pub restart_token: Option<String>,
-    /// `spec.configRevision`.
-    pub config_revision: String,
-    /// `spec.config.stopDeadlineSeconds`.
-    pub stop_deadline_seconds: u32,
-    /// Whether it is being deleted.
-    pub deleting: bool,
-}
-
-impl Wish {
-    fn is_off(&self) -> bool {
-        self.deleting || self.power == Power::Stopped
-    }
-}
-
-/// Which of the processes of an instance; counted by the core.
-pub type Run = u64;
-
-/// What a guest was started from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
-    /// The generation.
-    pub generation: i64,
-    /// The config revision.
-    pub config_revision: String,
-    /// The restart token.
-    pub restart_token: Option<String>,
-    /// When, in RFC 3339.
-    pub at: String,
-    /// The monitor's process id.
-    pub process_id: Option<i64>,
-    /// What runs its instructions.
-    pub accelerator: Option<Accelerator>,
-}
-
-/// What a guest is doing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Guest {
-    /// Not running yet.
-    Starting,
-    /// Its processors run.
-    Running,
-    /// Its processors are frozen.
-    Paused(Pause),
-}
-
-/// Why a guest is paused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Pause {
-    /// It was asked for.
-    Requested,
-    /// For another reason: a CamelCase word and a sentence. It goes on once it is told to and that reason has gone.
-    Trouble(Failure),
-}
-
-/// Why something failed: a CamelCase word and a sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The word.
-    pub reason: &'static str,
-    /// The sentence.
-    pub message: String,
-}
-
-impl Failure {
-    /// A failure.
-    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            reason,
-            message: message.into(),
-        }
-    }
-}
-
-/// How a process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// As it was asked to; the step that ended the guest.
-    Stopped(&'static str),
-    /// The guest switched itself off.
-    GuestPowerOff,
-    /// It said why: it did not start, or it died.
-    Failed(Failure),
-    /// Without a word.
-    Crashed,
-}
-
-/// What an examination of the host found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// Nothing, and that is proved: no process, no run folder.
-    Nothing,
-    /// A process that answers and is watched from now on.
-    Adopted {
-        /// What it was started from.
-        started: Started,
-        /// What its guest does.
-        guest: Guest,
-    },
-    /// Remains of a process that ended, or does not answer.
-    Ended(End),
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// Time went by, or the lease changed.
-    Tick,
-    /// The instance as a watch shows it.
-    Wished(Wish),
-    /// A watch no longer shows the instance.
-    Vanished,
-    /// The answer to [`Action::Confirm`]; `None`: there is no such instance of this host.
-    Confirmed(Option<Wish>),
-    /// The instance could not be read.
-    ConfirmFailed,
-    /// The answer to [`Action::Examine`].
-    Examined(Found),
-    /// The host could not be examined.
-    ExamineFailed(String),
-    /// The answer to [`Action::Prepare`].
-    Prepared(Result<(), Failure>),
-    /// The answer to [`Action::Spawn`].
-    Spawned(Result<Started, Failure>),
-    /// A running process tells.
-    GuestIs(Run, Guest),
-    /// A process ended.
-    Exited(Run, End),
-    /// [`Action::Stop`] could not be delivered.
-    StopFailed,
-    /// No process of the instance is left: its cgroup was proved empty.
-    Cleared,
-    /// The proof could not be had.
-    ClearFailed(String),
-    /// The answer to [`Action::Clean`]. What could not be removed is left to the sweep.
-    Cleaned,
-}
-
-/// What to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Look at what an earlier agent left, take a running process over.
-    Examine(Run),
-    /// Read the instance, with quorum.
-    Confirm,
-    /// Make networks and taps, look at disks, kernel and initrd.
-    Prepare,
-    /// Start the process.
-    Spawn(Run),
-    /// Freeze or thaw the processors.
-    SetPower(Power),
-    /// Press the power button, turn off after so many seconds.
-    Stop(u32),
-    /// Kill everything of the instance and prove it.
-    Clear,
-    /// Remove taps, empty bridges and the run folder.
-    Clean,
-    /// Write the status; replaces one that was not written yet.
-    Report(Box<Status>),
-    /// Send [`Event::Tick`] then.
-    WakeAt(Boottime),
-    /// Nothing is left to do, ever.
-    End,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
@@ -276,6 +82,8 @@ pub struct InstanceCore {
     gone: bool,
     confirming: bool,
     confirm_at: Option<Boottime>,
+    /// The epoch that the last read with quorum showed.
+    confirmed_epoch: Option<i64>,
     started: Option<Started>,
     up_since: Option<Boottime>,
     start_limit: Boottime,
@@ -318,6 +126,7 @@ impl InstanceCore {
             gone: false,
             confirming: false,
             confirm_at: None,
+            confirmed_epoch: None,
             started: None,
             up_since: None,
             start_limit: Boottime::default(),
@@ -367,12 +176,15 @@ impl InstanceCore {
                 self.confirming = false;
                 self.confirm_at = None;
                 match answer {
-                    Some(wish) => self.take_wish(now, wish),
+                    Some(wish) => {
+                        self.confirmed_epoch = Some(wish.host_epoch);
+                        self.take_wish(now, wish);
+                    }
                     None => self.gone = true,
                 }
                 if self.stage == Stage::Confirming {
                     self.stage = Stage::Absent;
-                    if self.may_start(now) {
+                    if self.may_start(now) && self.is_confirmed(now) {
                         self.stage = Stage::Preparing;
                         actions.push(Action::Prepare);
                     }
@@ -402,7 +214,7 @@ impl InstanceCore {
                             self.stage = Stage::Absent;
                             self.failed(now, failure);
                         }
-                        Ok(()) if self.may_start(now) => {
+                        Ok(()) if self.may_start(now) && self.is_confirmed(now) => {
                             self.run += 1;
                             self.stage = Stage::Spawning;
                             actions.push(Action::Spawn(self.run));
@@ -647,6 +459,11 @@ impl InstanceCore {
                 .is_some_and(|wish| now.valid_epoch() == Some(wish.host_epoch))
     }
 
+    /// Whether the last read with quorum was one of the epoch that is held: the host may have been fenced since.
+    fn is_confirmed(&self, now: Now) -> bool {
+        self.confirmed_epoch.is_some() && self.confirmed_epoch == now.valid_epoch()
+    }
+
     /// Does what is due in the stage that the event led to.
     fn advance(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.confirm_at.is_some_and(|at| at <= now.boot) {
@@ -871,7 +688,9 @@ impl InstanceCore {
             Stage::ClearAgain { at } => times.push(Some(*at)),
             _ => {}
         }
-        if let Some(time) = times.into_iter().flatten().min() {
+        // What is due and was not done now waits for something else than time.
+        let next = times.into_iter().flatten().filter(|at| *at > now.boot);
+        if let Some(time) = next.min() {
             actions.push(Action::WakeAt(time));
         }
     }

@@ -191,6 +191,32 @@ fn nothing_starts_without_the_instances_epoch() {
 }
 
 #[test]
+fn a_read_from_before_the_fencing_is_none() {
+    let mut stamped = wish(2, Power::Running);
+    stamped.host_epoch = EPOCH + 1;
+    Script::new(None)
+        .at(0, Event::Wished(wish(1, Power::Running)), &[])
+        .at(
+            0,
+            Event::Examined(Found::Nothing),
+            &[Action::Confirm, wake(1000)],
+        )
+        .at(
+            5,
+            Event::Confirmed(Some(wish(1, Power::Running))),
+            &[Action::Prepare, wake(1000)],
+        )
+        .with_lease(Some(EPOCH + 1))
+        .at(10, Event::Wished(stamped.clone()), &[wake(1000)])
+        .at(20, Event::Prepared(Ok(())), &[Action::Confirm, wake(1000)])
+        .at(
+            30,
+            Event::Confirmed(Some(stamped)),
+            &[Action::Prepare, wake(1000)],
+        );
+}
+
+#[test]
 fn a_lapsed_lease_starts_nothing() {
     let mut script = Script::new(None);
     script

@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod core;
 pub mod status;
 pub mod supervisor;
+pub mod vocabulary;
 
 #[cfg(test)]
 mod core_tests;

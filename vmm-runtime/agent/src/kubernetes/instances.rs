@@ -72,9 +72,12 @@ impl InstanceApi for InstanceClient {
                 .await
             {
                 Ok(_) => Ok(()),
-                Err(error) if has_code(&error, 404) || has_code(&error, 409) => {
-                    Err(StatusWriteError::Gone)
-                }
+                Err(error) if has_code(&error, 404) => Err(StatusWriteError::Gone),
+                // Another object of that name, or one that changed at that moment.
+                Err(error) if has_code(&error, 409) => match self.read(key).await {
+                    Ok(None) => Err(StatusWriteError::Gone),
+                    _ => Err(StatusWriteError::Failed(describe(&error))),
+                },
                 Err(error) => Err(StatusWriteError::Failed(describe(&error))),
             }
         }

@@ -62,9 +62,12 @@ impl TaskApi for TaskClient {
                 .await
             {
                 Ok(_) => Ok(()),
-                Err(error) if has_code(&error, 404) || has_code(&error, 409) => {
-                    Err(TaskWriteError::Gone)
-                }
+                Err(error) if has_code(&error, 404) => Err(TaskWriteError::Gone),
+                // Another object of that name, or one that changed at that moment.
+                Err(error) if has_code(&error, 409) => match self.read(key).await {
+                    Ok(None) => Err(TaskWriteError::Gone),
+                    _ => Err(TaskWriteError::Failed(describe(&error))),
+                },
                 Err(error) => Err(TaskWriteError::Failed(describe(&error))),
             }
         }

@@ -14,7 +14,7 @@ use paddock_crds::{
 };
 use serde::Serialize;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     pin::pin,
     sync::{
         Arc,
@@ -161,7 +161,7 @@ pub async fn run(
 ) {
     let mut jobs: HashMap<String, watch::Sender<Option<Arc<VirtualHardDiskTask>>>> = HashMap::new();
     let mut running: FuturesUnordered<BoxFuture<'static, String>> = FuturesUnordered::new();
-    let mut listed: Vec<String> = Vec::new();
+    let mut listed: HashSet<String> = HashSet::new();
     let mut tasks = pin!(tasks);
     loop {
         tokio::select! {
@@ -181,9 +181,15 @@ pub async fn run(
                         job.send_replace(None);
                     }
                 }
-                Some(WatchEvent::InitApply(task) | WatchEvent::Apply(task)) => {
+                Some(event @ (WatchEvent::InitApply(_) | WatchEvent::Apply(_))) => {
+                    let is_listing = matches!(event, WatchEvent::InitApply(_));
+                    let (WatchEvent::InitApply(task) | WatchEvent::Apply(task)) = event else {
+                        continue;
+                    };
                     let Some(key) = key(&task) else { continue };
-                    listed.push(key.uid.clone());
+                    if is_listing {
+                        listed.insert(key.uid.clone());
+                    }
                     let task = Arc::new(task);
                     if let Some(job) = jobs.get(&key.uid) {
                         job.send_replace(Some(task));
