@@ -79,6 +79,31 @@ impl Vhd {
                 ),
             }));
         }
+        let link = NewParent::locate(pool, rel, parent_pool, parent_rel, &parent)?;
+        let blueprint = Blueprint {
+            disk_type: DiskType::Differencing,
+            size: parent.image.size(),
+            geometry: Some(parent.geometry),
+            unique_id: options.unique_id,
+            created: options.created,
+            block_size: BLOCK_SIZE,
+            parent: Some(link),
+        };
+        let (image, locks) = parent.into_parent();
+        NewDisk::begin_over(pool, rel, &blueprint, None, Some(image), locks)?.finish()
+    }
+}
+
+impl NewParent {
+    /// What the child `rel` is told of `parent`, the disk `parent_rel` of
+    /// `parent_pool`.
+    pub(crate) fn locate(
+        pool: &Pool,
+        rel: &Path,
+        parent_pool: &Pool,
+        parent_rel: &Path,
+        parent: &Opened,
+    ) -> Result<NewParent, OpenError> {
         let unnameable = || OpenError::Unsupported {
             path: parent_rel.to_owned(),
             what: "its path is not UTF-8 or has a backslash in it, so no child can name it"
@@ -91,22 +116,12 @@ impl Vhd {
         };
         let absolute = chain::absolute_path(parent_pool, parent_rel)?.ok_or_else(unnameable)?;
         let name = parent_rel.file_name().and_then(|name| name.to_str());
-        let blueprint = Blueprint {
-            disk_type: DiskType::Differencing,
-            size: parent.image.size(),
-            geometry: Some(parent.geometry),
-            unique_id: options.unique_id,
-            created: options.created,
-            block_size: BLOCK_SIZE,
-            parent: Some(NewParent {
-                unique_id: parent.unique_id,
-                modified: parent.modified,
-                name: name.ok_or_else(unnameable)?.to_owned(),
-                relative,
-                absolute: Some(absolute),
-            }),
-        };
-        let (image, locks) = parent.into_parent();
-        NewDisk::begin_over(pool, rel, &blueprint, None, Some(image), locks)?.finish()
+        Ok(NewParent {
+            unique_id: parent.unique_id,
+            modified: parent.modified,
+            name: name.ok_or_else(unnameable)?.to_owned(),
+            relative,
+            absolute: Some(absolute),
+        })
     }
 }

@@ -50,8 +50,10 @@ mod operation;
 mod pool;
 mod remove;
 mod repair;
+mod reparent;
 mod size;
 mod storage;
+mod undo;
 mod vhd;
 
 pub use block::{BlockDevice, Extent, ExtentKind, IoError, IoErrorKind};
@@ -70,5 +72,7 @@ pub use operation::OperationError;
 pub use pool::{Pool, PoolError, PoolSpace};
 pub use remove::{RemoveError, remove};
 pub use repair::{RepairReport, repair};
+pub use reparent::reparent;
 pub use size::{DiskSize, DiskSizeError};
+pub use undo::{commit_undo, discard_undo, start_undo};
 pub use vhd::{Access, Vhd};

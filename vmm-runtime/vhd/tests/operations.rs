@@ -10,7 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use paddock_vhd::{
     Access, BlockDevice, ChildOptions, ConvertOptions, CopyReport, CreateError, CreateOptions,
     DiskSize, DiskType, Gate, IoErrorKind, MergeOptions, MergeReport, OpenError, OpenErrorKind,
-    OperationError, ParentSearch, Pool, Progress, Vhd, check, convert, export_raw, inspect, merge,
+    OperationError, ParentSearch, Pool, Progress, Vhd, check, commit_undo, convert, discard_undo,
+    export_raw, inspect, merge, reparent, start_undo,
 };
 
 const MIB: u64 = 1 << 20;
@@ -348,4 +349,100 @@ fn a_merge_is_refused_before_anything_is_touched() {
     };
     merge(&folder.pool, "child.vhd", Gate::open(), &forced, &mut go_on).unwrap();
     assert!(!folder.path("child.vhd").exists());
+}
+
+#[test]
+fn a_moved_or_touched_parent_is_reconnected() {
+    let folder = Folder::new(DiskType::Dynamic);
+    let content = folder.content("g/grandchild.vhd");
+    std::fs::create_dir(folder.path("bases")).unwrap();
+    std::fs::rename(folder.path("base.vhd"), folder.path("bases/moved.vhd")).unwrap();
+    let touched = std::fs::File::options()
+        .write(true)
+        .open(folder.path("bases/moved.vhd"))
+        .unwrap();
+    let time = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    touched.set_modified(time).unwrap();
+    let error = folder.open("child.vhd", Access::ReadOnly).unwrap_err();
+    assert_eq!(error.kind(), OpenErrorKind::ParentNotFound);
+    let (pool, search) = (&folder.pool, ParentSearch::new());
+    let before = folder.path("child.vhd").metadata().unwrap();
+    // Another disk is not its parent, and neither is itself.
+    let other = folder.convert("bases/moved.vhd", "other.vhd", DiskType::Dynamic);
+    other.unwrap();
+    let wrong = reparent(pool, "child.vhd", pool, "other.vhd", &search).unwrap_err();
+    assert!(
+        matches!(&wrong, OperationError::Open(error) if error.kind() == OpenErrorKind::ParentMismatch),
+        "{wrong}"
+    );
+    let wrong = reparent(pool, "child.vhd", pool, "child.vhd", &search).unwrap_err();
+    assert!(
+        matches!(&wrong, OperationError::Open(error) if error.kind() == OpenErrorKind::InUse),
+        "{wrong}"
+    );
+    let wrong = reparent(pool, "other.vhd", pool, "child.vhd", &search).unwrap_err();
+    assert!(wrong.to_string().contains("no parent"), "{wrong}");
+    reparent(pool, "child.vhd", pool, "bases/moved.vhd", &search).unwrap();
+    let after = folder.path("child.vhd").metadata().unwrap();
+    assert_eq!(before.modified().unwrap(), after.modified().unwrap());
+    // The grandchild, which knows the child's time, can be written again.
+    let disk = folder.open("g/grandchild.vhd", Access::ReadWrite).unwrap();
+    let mut found = vec![0; content.len()];
+    disk.read_at(&mut found, 0).unwrap();
+    assert!(found == content);
+    disk.close().unwrap();
+    let info = inspect(pool, "child.vhd").unwrap().parent.unwrap();
+    assert_eq!(info.relative.as_deref(), Some(r".\bases\moved.vhd"));
+    assert_eq!((info.name.as_str(), info.modified), ("moved.vhd", time));
+    folder.is_clean("child.vhd");
+    assert!(folder.merge("g/grandchild.vhd").is_ok() && folder.merge("child.vhd").is_ok());
+    assert!(folder.content("bases/moved.vhd") == content);
+}
+
+#[test]
+fn an_undo_disk_is_kept_committed_or_discarded() {
+    let folder = Folder::new(DiskType::Fixed);
+    let pool = &folder.pool;
+    let options = ChildOptions::new();
+    let content = folder.content("base.vhd");
+    let start = |undo: &str| start_undo(pool, undo, pool, "base.vhd", &options);
+    let wrong = start("vm/disk.vhd").unwrap_err();
+    assert!(wrong.to_string().contains(".vud"), "{wrong}");
+    let undo = start("vm/disk.vud").unwrap();
+    undo.write_at(&[9; 10], 3 * MIB).unwrap();
+    undo.close().unwrap();
+    // Kept.
+    let undo = folder.open("vm/disk.vud", Access::ReadWrite).unwrap();
+    let mut found = [0; 10];
+    undo.read_at(&mut found, 3 * MIB).unwrap();
+    assert_eq!(found, [9; 10]);
+    undo.close().unwrap();
+    // Discarded.
+    discard_undo(pool, "vm/disk.vud").unwrap();
+    assert!(folder.content("base.vhd") == content);
+    assert_eq!(std::fs::read_dir(folder.path("vm")).unwrap().count(), 0);
+    // Only undo disks are.
+    let wrong = discard_undo(pool, "base.vhd").unwrap_err();
+    assert!(matches!(wrong, OperationError::Refused { .. }), "{wrong}");
+    std::fs::copy(folder.path("base.vhd"), folder.path("copy.vud")).unwrap();
+    let wrong = discard_undo(pool, "copy.vud").unwrap_err();
+    assert!(wrong.to_string().contains("not a differencing"), "{wrong}");
+    assert!(folder.path("copy.vud").exists());
+    // Committed; not discarded any more once that has begun.
+    let undo = start("vm/disk.vud").unwrap();
+    undo.write_at(&[8; 10], 3 * MIB).unwrap();
+    undo.close().unwrap();
+    let search = ParentSearch::new();
+    let stopped = commit_undo(pool, "vm/disk.vud", Gate::open(), &search, &mut |_| {
+        ControlFlow::Break(())
+    });
+    assert!(matches!(stopped, Err(OperationError::Cancelled)));
+    let wrong = discard_undo(pool, "vm/disk.vud").unwrap_err();
+    assert!(wrong.to_string().contains("has begun"), "{wrong}");
+    let report = commit_undo(pool, "vm/disk.vud", Gate::open(), &search, &mut go_on).unwrap();
+    assert!(report.resumed);
+    let mut expected = content;
+    expected[3 * MIB as usize..][..10].fill(8);
+    assert!(folder.content("base.vhd") == expected);
+    assert_eq!(std::fs::read_dir(folder.path("vm")).unwrap().count(), 0);
 }

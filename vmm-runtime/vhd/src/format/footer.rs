@@ -159,6 +159,14 @@ impl Footer {
         out
     }
 
+    /// Puts this footer's offset of the header into the bytes of another.
+    pub(crate) fn encode_header_offset(&self, bytes: &mut [u8; LEN]) {
+        let offset = self.header_offset.unwrap_or(NO_HEADER);
+        bytes[16..24].copy_from_slice(&offset.to_be_bytes());
+        let sum = checksum(bytes, CHECKSUM);
+        bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_be_bytes());
+    }
+
     /// When the disk was made.
     pub(crate) fn created(&self) -> SystemTime {
         time(self.timestamp)

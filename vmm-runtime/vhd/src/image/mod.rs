@@ -71,7 +71,7 @@ impl Default for Tuning {
 
 impl Tuning {
     #[cfg(test)]
-    fn is(&self, mutant: Mutant) -> bool {
+    pub(crate) fn is(&self, mutant: Mutant) -> bool {
         self.mutant == Some(mutant)
     }
 
@@ -115,6 +115,9 @@ pub(crate) enum Mutant {
     ZeroNothing,
     /// The bits of zeroed sectors of a child stay clear.
     ZeroWithoutBits,
+    /// The footer names a new header before that is durable.
+    #[cfg(test)]
+    HeadBeforeHeader,
     /// A merge is over before the parent is synced.
     #[cfg(test)]
     MergeUnsynced,
