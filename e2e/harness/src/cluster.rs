@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
@@ -26,6 +27,8 @@ use crate::kubeconfig::Endpoint;
 
 /// Namespace of operator, leases and service accounts.
 pub const SYSTEM_NAMESPACE: &str = "paddock-system";
+/// Agents' own service accounts are named so, with their host's name after it.
+const AGENT_ACCOUNT_PREFIX: &str = "paddock-host-";
 /// Field manager of everything the lab applies.
 const MANAGER: &str = "paddock-lab";
 /// Marks what `down` deletes from somebody else's cluster; the value is the lab's id.
@@ -188,20 +191,13 @@ impl Cluster {
             .with_context(|| format!("applying Host {name}"))
     }
 
-    /// Makes the service account `name` with a label of the lab and gives out a token of it.
+    /// Gives out a token of the service account `name`, made first if it is an agent's.
     pub async fn service_account_token(&self, name: &str, lab: &str) -> Result<String> {
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
-        let account = json!({
-            "apiVersion": "v1", "kind": "ServiceAccount",
-            "metadata": { "name": name, "namespace": SYSTEM_NAMESPACE, "labels": { LAB_LABEL: lab } },
-        });
-        api.patch(
-            name,
-            &PatchParams::apply(MANAGER).force(),
-            &Patch::Apply(&account),
-        )
-        .await
-        .with_context(|| format!("service account {name}"))?;
+        // The operator's account came with the RBAC files and stays; an agent's own is the lab's.
+        if name.starts_with(AGENT_ACCOUNT_PREFIX) {
+            self.make_agent_account(name, lab).await?;
+        }
         let request = TokenRequest {
             spec: TokenRequestSpec {
                 expiration_seconds: Some(TOKEN_SECONDS),
@@ -217,6 +213,44 @@ impl Cluster {
             .status
             .map(|status| status.token)
             .with_context(|| format!("no token for service account {name}"))
+    }
+
+    /// Makes an agent's service account and binds it to the agents' roles.
+    async fn make_agent_account(&self, name: &str, lab: &str) -> Result<()> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let everywhere: Api<ClusterRoleBinding> = Api::all(self.client.clone());
+        let apply = PatchParams::apply(MANAGER).force();
+        let labels = json!({ LAB_LABEL: lab });
+        let account = json!({
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": { "name": name, "namespace": SYSTEM_NAMESPACE, "labels": labels },
+        });
+        accounts
+            .patch(name, &apply, &Patch::Apply(&account))
+            .await
+            .with_context(|| format!("service account {name}"))?;
+        let binding = |kind: &str, role: &str| {
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind,
+                "metadata": { "name": name, "labels": labels },
+                "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": "paddock-agent" },
+                "subjects": [{ "kind": "ServiceAccount", "name": name, "namespace": SYSTEM_NAMESPACE }],
+            })
+        };
+        everywhere
+            .patch(
+                name,
+                &apply,
+                &Patch::Apply(&binding("ClusterRoleBinding", "ClusterRole")),
+            )
+            .await
+            .with_context(|| format!("cluster role binding {name}"))?;
+        bindings
+            .patch(name, &apply, &Patch::Apply(&binding("RoleBinding", "Role")))
+            .await
+            .with_context(|| format!("role binding {name}"))?;
+        Ok(())
     }
 
     /// The hosts whose lease is held.
@@ -255,6 +289,8 @@ impl Cluster {
         let delete = DeleteParams::default();
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let bindings: Api<RoleBinding> = Api::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let everywhere: Api<ClusterRoleBinding> = Api::all(self.client.clone());
         let mut count = 0;
         let hosts = match self.hosts().list(&mine).await {
             Ok(hosts) => hosts.items,
@@ -275,6 +311,10 @@ impl Cluster {
             .items
         {
             let name = account.metadata.name.unwrap_or_default();
+            gone(everywhere.delete(&name, &delete).await.map(drop))
+                .with_context(|| format!("deleting ClusterRoleBinding {name}"))?;
+            gone(bindings.delete(&name, &delete).await.map(drop))
+                .with_context(|| format!("deleting RoleBinding {name}"))?;
             gone(accounts.delete(&name, &delete).await.map(drop))
                 .with_context(|| format!("deleting ServiceAccount {name}"))?;
             count += 1;

@@ -37,11 +37,7 @@ fn same_disk(cx: &Context<'_>) -> Result<()> {
 
     cx.kubectl.run(&["delete", "vhd", "d", "--wait=false"])?;
     cx.kubectl
-        .wait_reason("vhd/d", "Deleting", "False", "Attached", &["d"], REACTION)
-        .or_else(|_| {
-            cx.kubectl
-                .wait_reason("vhd/d", "Deleting", "True", "Attached", &["d"], REACTION)
-        })?;
+        .wait_reason("vhd/d", "Deleting", "True", "Attached", &["d"], REACTION)?;
     let still = guest::look(cx, "d")?;
     ensure!(
         still.process_id == first.process_id,

@@ -136,15 +136,16 @@ fn dead_agent(cx: &Context<'_>) -> Result<()> {
     // The host comes back, finds that nothing of it is wanted any more, and takes machines again.
     cx.kubectl
         .wait_condition("host/host-b", "Ready", REACTION)?;
-    cx.kubectl.apply(
-        &(Guest {
-            host: "host-b",
-            ..Guest::new("y")
-        }
-        .machine_yaml()
-        .replace("{name: y}}]\n  net", "{name: x}}]\n  net")),
-    )?;
-    let running = guest::wait_running(cx, "y")?;
+    let later = Guest {
+        host: "host-b",
+        ..Guest::new("later")
+    };
+    let on_its_disk = later.machine_yaml().replace(
+        "virtualHardDiskRef: {name: later}",
+        "virtualHardDiskRef: {name: x}",
+    );
+    cx.kubectl.apply(&on_its_disk)?;
+    let running = guest::wait_running(cx, "later")?;
     ensure!(running.boots() == 2, "{running:?}");
     Ok(())
 }
