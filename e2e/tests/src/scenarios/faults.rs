@@ -123,7 +123,8 @@ fn dead_agent(cx: &Context<'_>) -> Result<()> {
         .yaml()
             + &internal_network(75)),
     )?;
-    cx.kubectl.wait_condition("vm/x", "Ready", guest::BOOT)?;
+    // Until its page answers, which is once its count is on the disk.
+    guest::wait_running(cx, "x")?;
     cx.lab.fault(Fault::KillHost {
         host: "host-b".into(),
         stay_down: true,
