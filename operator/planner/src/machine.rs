@@ -10,6 +10,8 @@
 //! `Stopped` on that host brings the proof. Where it did, somebody took the instance away by hand: its guest may still
 //! run, another instance's proof would say nothing of it, and only the person's word that the host is off counts.
 
+mod ending;
+
 use crate::{
     address::Mac,
     identity::{ObjectKey, deleting, has_finalizer, name, uid},
@@ -19,6 +21,7 @@ use crate::{
     refusal::{Class, Refusal, reason},
     resolve::{self, References, Resolved, attached_to, config_revision},
 };
+use ending::{end, prove_held, vanished};
 use paddock_crds::{
     VirtualHardDisk, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceSpec,
     VirtualMachineStatus,
@@ -217,94 +220,6 @@ fn ended_by_word(s: &Snapshot<'_>, name: &str, host_epoch: i64) -> bool {
 
 fn attachment(disk: &VirtualHardDisk) -> Option<&Attachment> {
     disk.status.as_ref()?.attachment.as_ref()
-}
-
-struct End {
-    actions: Vec<Action>,
-    proved: bool,
-}
-
-/// The host of an attachment whose instance somebody took away by hand.
-fn vanished<'a>(s: &'a Snapshot<'_>, vm: &VirtualMachine) -> Option<&'a str> {
-    // Every status written for an instance counts its restarts, and every other clears them.
-    let had_instance = vm.status.as_ref().is_some_and(|s| s.restarts.is_some());
-    if s.instance.is_some() || s.never_ordered || !had_instance {
-        return None;
-    }
-    s.held
-        .iter()
-        .filter_map(|d| attachment(d))
-        .find(|a| a.owner.uid == uid(&vm.metadata) && !ended_by_word(s, &a.host, a.host_epoch))
-        .map(|a| a.host.as_str())
-}
-
-/// Ends an instance: deletes it, and releases what it held once its end is proved.
-fn end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> End {
-    let mut actions = Vec::new();
-    let deleted = deleting(&instance.metadata);
-    if !deleted {
-        actions.push(Action::DeleteInstance);
-    }
-    let cannot_start = deleted || instance.spec.power == Power::Stopped;
-    let released = instance
-        .status
-        .as_ref()
-        .is_some_and(|status| status.released.is_some());
-    let proved =
-        cannot_start && released || ended_by_word(s, &instance.spec.host, instance.spec.host_epoch);
-    if proved {
-        let owner = owner_uid(instance);
-        // An attachment on another host is not covered by this instance's proof.
-        for disk in s.held.iter().filter(|d| {
-            attachment(d).is_some_and(|a| a.owner.uid == owner && a.host == instance.spec.host)
-        }) {
-            actions.push(Action::Detach {
-                disk: name(&disk.metadata).to_owned(),
-                owner_uid: owner.to_owned(),
-            });
-        }
-        actions.push(Action::ReleaseInstance);
-    }
-    End { actions, proved }
-}
-
-/// Disks of the machine without an instance: each is released on a proof, or a `Stopped` instance is ordered to get one.
-fn prove_held(s: &Snapshot<'_>, vm: &VirtualMachine) -> End {
-    let mut actions = Vec::new();
-    let mut unproved = None;
-    for disk in s.held {
-        let Some(a) = attachment(disk).filter(|a| a.owner.uid == uid(&vm.metadata)) else {
-            continue;
-        };
-        if s.never_ordered || ended_by_word(s, &a.host, a.host_epoch) {
-            actions.push(Action::Detach {
-                disk: name(&disk.metadata).to_owned(),
-                owner_uid: a.owner.uid.clone(),
-            });
-        } else {
-            unproved = Some(a);
-        }
-    }
-    if let Some(a) = unproved.filter(|_| vanished(s, vm).is_none()) {
-        let config = resolve::bare_config(vm);
-        let host_epoch = host(s, &a.host)
-            .and_then(HostView::epoch)
-            .map_or(a.host_epoch, |epoch| epoch.max(a.host_epoch));
-        actions.push(Action::CreateInstance(Box::new(
-            VirtualMachineInstanceSpec {
-                host: a.host.clone(),
-                host_epoch,
-                power: Power::Stopped,
-                restart_token: None,
-                config_revision: config_revision(&config),
-                config,
-            },
-        )));
-    }
-    End {
-        proved: unproved.is_none(),
-        actions,
-    }
 }
 
 /// An instance of an earlier machine with this name is still there.
