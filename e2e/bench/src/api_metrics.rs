@@ -89,7 +89,8 @@ impl Writes {
 
     /// All of ours.
     pub fn total(&self) -> f64 {
-        self.paddock.values().sum()
+        // The sum of nothing is -0.0.
+        self.paddock.values().sum::<f64>() + 0.0
     }
 }
 
