@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use paddock_nbd::NbdServer;
 use paddock_vhd::{Access, BlockDevice, Gate, OpenError, OpenErrorKind, Pool, Vhd};
 use tracing::info;
 
 use crate::api::EndReason;
 use crate::config::{ValidDisk, ValidVmConfig};
-use crate::nbd::NbdServer;
+
 use crate::qemu::command_line::disk_socket;
 use crate::run_directory::QemuFolder;
 

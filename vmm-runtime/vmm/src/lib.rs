@@ -17,7 +17,6 @@ mod console;
 mod disks;
 pub mod identity;
 pub mod lifecycle;
-pub mod nbd;
 mod qemu;
 pub mod qmp;
 mod resources;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use paddock_vhd::{BlockDevice, IoError};
 
-use super::memory_disk::{Call, MemoryDisk};
-use super::{MAX_CONNECTIONS, MAX_REQUEST_BYTES, NbdServer};
+use crate::memory_disk::{Call, MemoryDisk};
+use crate::{MAX_CONNECTIONS, MAX_REQUEST_BYTES, NbdServer};
 
 struct Setup {
     directory: tempfile::TempDir,

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use libfuzzer_sys::fuzz_target;
 use paddock_vhd::{BlockDevice, Extent, ExtentKind, IoError};
-use paddock_vmm::nbd::{Command, Export, execute, negotiate, read_job};
+use paddock_nbd::{Command, Export, execute, negotiate, read_job};
 
 const SIZE: usize = 1 << 16;
 

@@ -4,8 +4,8 @@ use std::io::{self, Read};
 
 use paddock_vhd::{BlockDevice, Extent, ExtentKind, IoError};
 
-use super::handshake::Negotiated;
-use super::protocol::{
+use crate::handshake::Negotiated;
+use crate::protocol::{
     BASE_ALLOCATION_ID, Command, MAX_REQUEST_BYTES, ProtocolError, REQUEST_HEADER_BYTES, Request,
     SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, WireError, allocation, chunk, command_flag,
 };

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Bounded in items and in weight. An item heavier than the whole bound is taken when nothing else is there.
-pub(super) struct Queue<T> {
+pub(crate) struct Queue<T> {
     state: Mutex<State<T>>,
     not_empty: Condvar,
     not_full: Condvar,
@@ -24,7 +24,7 @@ struct State<T> {
 
 /// What [`Queue::push`] found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Pushed {
+pub(crate) enum Pushed {
     /// A worker will take it.
     Yes,
     /// No worker is idle: one more would help, if there may be one.

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use paddock_vhd::{BlockDevice, IoError};
 use tracing::{debug, warn};
 
-use super::handshake::{Export, HandshakeError, Negotiated, negotiate};
-use super::queue::{Pushed, Queue};
-use super::transmission::{Job, execute, read_job};
+use crate::handshake::{Export, HandshakeError, Negotiated, negotiate};
+use crate::queue::{Pushed, Queue};
+use crate::transmission::{Job, execute, read_job};
 
 /// Threads that work on one disk at most.
 pub const MAX_WORKERS: usize = 8;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use super::protocol::{
+use crate::protocol::{
     BASE_ALLOCATION, BASE_ALLOCATION_ID, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, Fields, INIT_MAGIC,
     MAX_OPTION_BYTES, MAX_REQUEST_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, info, option, reply,
     transmission_flag as flag,
