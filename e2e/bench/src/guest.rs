@@ -10,8 +10,11 @@ use kube::{
     Api,
     api::{DeleteParams, PostParams},
 };
-use paddock_crds::{VirtualHardDisk, VirtualMachine, VirtualNetwork};
-use paddock_lab::{Lab, LabOptions};
+use paddock_crds::{
+    VirtualHardDisk, VirtualMachine, VirtualMachineInstance, VirtualNetwork,
+    virtual_machine_instance::InstancePhase,
+};
+use paddock_lab::{Fault, Lab, LabOptions};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -32,7 +35,14 @@ pub async fn measure(quick: bool) -> Result<Report> {
     }))?).await?;
     let disks: Api<VirtualHardDisk> = Api::default_namespaced(client.clone());
     let machines: Api<VirtualMachine> = Api::default_namespaced(client.clone());
-    let [mut imported, mut started, mut page] = [const { Vec::new() }; 3];
+    let instances: Api<VirtualMachineInstance> = Api::default_namespaced(client.clone());
+    let [
+        mut imported,
+        mut started,
+        mut page,
+        mut monitor,
+        mut emulator,
+    ] = [const { Vec::new() }; 5];
     for round in 0..rounds {
         let name = format!("guest-{round}");
         let mut disk_ready = Readiness::<VirtualHardDisk>::start(&client).await?;
@@ -71,6 +81,10 @@ pub async fn measure(quick: bool) -> Result<Report> {
             .context("no address")?;
         wait_for_page(&lab, &address)?;
         page.push(start.elapsed().as_secs_f64() * 1e3);
+        let (vm, namespace) = (name.clone(), "default".to_owned());
+        monitor.push(restart(&lab, &instances, &name, Fault::KillVmm { vm, namespace }).await?);
+        let (vm, namespace) = (name.clone(), "default".to_owned());
+        emulator.push(restart(&lab, &instances, &name, Fault::KillQemu { vm, namespace }).await?);
         machines.delete(&name, &DeleteParams::default()).await?;
         let gone = Instant::now();
         while machines.get_opt(&name).await?.is_some() {
@@ -92,6 +106,7 @@ pub async fn measure(quick: bool) -> Result<Report> {
         middle(&mut started),
         middle(&mut page),
     );
+    let (monitor, emulator) = (middle(&mut monitor), middle(&mut emulator));
     Ok(Report::new(
         "guest",
         quick,
@@ -114,8 +129,37 @@ pub async fn measure(quick: bool) -> Result<Report> {
                 "ms",
             ),
             Figure::new("apply -> page", page, "ms"),
+            Figure::new("paddock-vmm killed -> processors run", monitor, "ms").goal(1000.0),
+            Figure::new("QEMU killed next -> processors run", emulator, "ms").goal(1000.0),
         ],
     ))
+}
+
+/// Kills a process of a machine; milliseconds until its processors run again.
+async fn restart(
+    lab: &Lab,
+    instances: &Api<VirtualMachineInstance>,
+    name: &str,
+    fault: Fault,
+) -> Result<f64> {
+    let status = async || Ok::<_, anyhow::Error>(instances.get_status(name).await?.status);
+    let before = status().await?.context("the instance's status")?.restarts;
+    let start = Instant::now();
+    lab.fault(fault)?;
+    loop {
+        if let Some(now) = status().await?
+            && now.restarts > before
+            && now.phase == InstancePhase::Running
+        {
+            return Ok(start.elapsed().as_secs_f64() * 1e3);
+        }
+        ensure!(
+            start.elapsed() < DEADLINE,
+            "{name} did not run again within {} s",
+            DEADLINE.as_secs()
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 fn wait_for_page(lab: &Lab, address: &str) -> Result<()> {

@@ -2,13 +2,7 @@
 
 use crate::identity::{ObjectKey, digest};
 use k8s_openapi::jiff::Timestamp;
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    hash::Hash,
-    net::Ipv4Addr,
-    str::FromStr,
-};
+use std::{collections::HashMap, fmt, hash::Hash, net::Ipv4Addr, str::FromStr};
 
 /// A MAC address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,7 +81,8 @@ pub struct Claim {
 #[derive(Clone, Debug)]
 pub struct Claims<T: Eq + Hash> {
     holders: HashMap<T, Vec<Claim>>,
-    held: HashMap<ObjectKey, BTreeMap<Source, Vec<T>>>,
+    /// By source; a list, because there are four of them at most.
+    held: HashMap<ObjectKey, Vec<(Source, Vec<T>)>>,
 }
 
 impl<T: Eq + Hash> Default for Claims<T> {
@@ -116,7 +111,10 @@ impl<T: Clone + Eq + Hash> Claims<T> {
         let old = self
             .held
             .get_mut(machine)
-            .and_then(|by_source| by_source.remove(&source))
+            .and_then(|by_source| {
+                let at = by_source.iter().position(|(s, _)| *s == source)?;
+                Some(by_source.swap_remove(at).1)
+            })
             .unwrap_or_default();
         for value in old {
             if let Some(claims) = self.holders.get_mut(&value) {
@@ -134,15 +132,15 @@ impl<T: Clone + Eq + Hash> Claims<T> {
                 machine: machine.clone(),
             };
             if !claims.contains(&claim) {
+                claims.reserve_exact(1);
                 claims.push(claim);
             }
         }
         if !values.is_empty() {
-            self.held
-                .entry(machine.clone())
-                .or_default()
-                .insert(source, values);
-        } else if self.held.get(machine).is_some_and(BTreeMap::is_empty) {
+            let by_source = self.held.entry(machine.clone()).or_default();
+            by_source.reserve_exact(1);
+            by_source.push((source, values));
+        } else if self.held.get(machine).is_some_and(Vec::is_empty) {
             self.held.remove(machine);
         }
     }

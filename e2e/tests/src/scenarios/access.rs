@@ -84,39 +84,41 @@ fn confined(cx: &Context<'_>) -> Result<()> {
         ],
         "the agent of host host-a may not write hosts of host host-b",
     )?;
-    denied(
-        &[
-            "patch",
-            "vmi",
-            "own",
-            "--type=merge",
-            "-p",
-            r#"{"spec":{"power":"Paused"}}"#,
-        ],
-        "cannot patch",
-    )?;
-    denied(
-        &[
-            "patch",
-            "host",
-            "host-a",
-            "--type=merge",
-            "-p",
-            r#"{"spec":{"pools":[]}}"#,
-        ],
-        "cannot patch",
-    )?;
-    denied(
-        &[
-            "patch",
-            "vm",
-            "own",
-            "--type=merge",
-            "-p",
-            r#"{"spec":{"runPolicy":"Stopped"}}"#,
-        ],
-        "cannot",
-    )?;
+    // No spec of any kind, its own host's included, whether the object is there or not; and none may be made.
+    for (kind, name, spec) in [
+        ("virtualmachineinstances", "own", r#"{"power":"Paused"}"#),
+        ("hosts", "host-a", r#"{"pools":[]}"#),
+        ("virtualmachines", "own", r#"{"runPolicy":"Stopped"}"#),
+        ("virtualharddisks", "own", r#"{"size":"128Mi"}"#),
+        ("virtualnetworks", "lab", r#"{"type":"Private"}"#),
+        ("virtualharddisktasks", "any", r#"{"action":"Delete"}"#),
+    ] {
+        let patch = format!(r#"{{"spec":{spec}}}"#);
+        denied(
+            &["patch", kind, name, "--type=merge", "-p", &patch],
+            &format!("cannot patch resource \"{kind}\""),
+        )?;
+    }
+    for kind in ["virtualmachines", "virtualnetworks"] {
+        denied(
+            &[
+                "patch",
+                kind,
+                "any",
+                "--subresource=status",
+                "--type=merge",
+                "-p",
+                status,
+            ],
+            &format!("cannot patch resource \"{kind}/status\""),
+        )?;
+    }
+    let made = agent.output(&["create", "-f", "-"], &internal_network(72))?;
+    let message = String::from_utf8_lossy(&made.stderr);
+    ensure!(
+        !made.status.success() && message.contains("cannot create resource \"virtualnetworks\""),
+        "a network made by an agent: {message}"
+    );
     denied(
         &[
             "patch",

@@ -5,7 +5,7 @@ use crate::{
     guest::{self, Guest, REACTION, internal_network},
     runner::{Manner, Scenario},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -18,6 +18,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "reclaim_policy_keeps_or_removes_the_file",
         manner: Manner::Beside,
         run: reclaim,
+    },
+    Scenario {
+        name: "deletes_end_in_every_order",
+        manner: Manner::Beside,
+        run: delete_orders,
     },
     Scenario {
         name: "a_disk_in_a_local_pool_pins_placement",
@@ -115,6 +120,38 @@ fn reclaim(cx: &Context<'_>) -> Result<()> {
         left.lines().any(|l| l == "kept.vhd") && !left.lines().any(|l| l == "removed.vhd"),
         "{left}"
     );
+    Ok(())
+}
+
+/// A running machine, its disk and its network, deleted in each of the six orders without waiting in between.
+fn delete_orders(cx: &Context<'_>) -> Result<()> {
+    let orders = [
+        ["vm/o", "vhd/o", "vnet/lab"],
+        ["vm/o", "vnet/lab", "vhd/o"],
+        ["vhd/o", "vm/o", "vnet/lab"],
+        ["vhd/o", "vnet/lab", "vm/o"],
+        ["vnet/lab", "vm/o", "vhd/o"],
+        ["vnet/lab", "vhd/o", "vm/o"],
+    ];
+    // Nothing to boot from: it is the processors that count, and those run.
+    let objects = Guest::new("o").yaml().replace(
+        "  source: {image: {pool: images, path: tiny-linux.img}}\n",
+        "",
+    ) + &internal_network(68);
+    for order in orders {
+        cx.kubectl.apply(&objects)?;
+        cx.kubectl.wait_condition("vm/o", "Ready", REACTION)?;
+        for object in order {
+            cx.kubectl.run(&["delete", object, "--wait=false"])?;
+        }
+        for object in order {
+            cx.kubectl
+                .wait_gone(object, REACTION)
+                .with_context(|| format!("deleted in the order {order:?}"))?;
+        }
+        let left = cx.kubectl.run(&["get", "vmi,vhdtask", "-o", "name"])?;
+        ensure!(left.is_empty(), "left behind after {order:?}: {left}");
+    }
     Ok(())
 }
 

@@ -17,13 +17,28 @@ use paddock_planner::{
     resolve,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     hash::Hash,
     net::Ipv4Addr,
 };
 
 /// Sets by key; an empty set takes no room.
-struct Sets<K>(HashMap<K, BTreeSet<ObjectKey>>);
+struct Sets<K>(HashMap<K, Members>);
+
+/// A set's members. Nearly all sets have one, and a tree's smallest node has room for eleven.
+enum Members {
+    One(ObjectKey),
+    Many(BTreeSet<ObjectKey>),
+}
+
+impl Members {
+    fn len(&self) -> usize {
+        match self {
+            Members::One(_) => 1,
+            Members::Many(set) => set.len(),
+        }
+    }
+}
 
 impl<K> Default for Sets<K> {
     fn default() -> Self {
@@ -33,15 +48,34 @@ impl<K> Default for Sets<K> {
 
 impl<K: Eq + Hash> Sets<K> {
     fn insert(&mut self, key: K, member: &ObjectKey) {
-        self.0.entry(key).or_default().insert(member.clone());
+        match self.0.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(Members::One(member.clone()));
+            }
+            Entry::Occupied(mut entry) => match entry.get_mut() {
+                Members::One(only) if only == member => {}
+                Members::One(only) => {
+                    let both = BTreeSet::from([only.clone(), member.clone()]);
+                    entry.insert(Members::Many(both));
+                }
+                Members::Many(set) => {
+                    set.insert(member.clone());
+                }
+            },
+        }
     }
 
     fn remove(&mut self, key: &K, member: &ObjectKey) {
-        if let Some(set) = self.0.get_mut(key) {
-            set.remove(member);
-            if set.is_empty() {
-                self.0.remove(key);
+        let is_empty = match self.0.get_mut(key) {
+            None => return,
+            Some(Members::One(only)) => only == member,
+            Some(Members::Many(set)) => {
+                set.remove(member);
+                set.is_empty()
             }
+        };
+        if is_empty {
+            self.0.remove(key);
         }
     }
 
@@ -49,7 +83,12 @@ impl<K: Eq + Hash> Sets<K> {
     where
         K: std::borrow::Borrow<Q>,
     {
-        self.0.get(key).into_iter().flatten()
+        let (one, many) = match self.0.get(key) {
+            None => (None, None),
+            Some(Members::One(only)) => (Some(only), None),
+            Some(Members::Many(set)) => (None, Some(set)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
     }
 }
 

@@ -63,7 +63,7 @@ impl<K> Default for Table<K> {
     }
 }
 
-impl<K: Resource<DynamicType = ()>> Table<K> {
+impl<K: Resource<DynamicType = ()> + Clone> Table<K> {
     /// The object of a key.
     #[must_use]
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<K>> {
@@ -126,7 +126,8 @@ impl<K: Resource<DynamicType = ()>> Table<K> {
             return None;
         }
         let old = old.map(|e| e.object.clone());
-        let new = Arc::new(object);
+        // A clone: its lists take what their elements need, those of an object that was read take the next power of two.
+        let new = Arc::new(object.clone());
         self.entries.insert(
             key.clone(),
             Entry {
