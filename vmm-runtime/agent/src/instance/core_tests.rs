@@ -486,8 +486,62 @@ fn a_crash_restarts_at_once_and_then_backs_off() {
             Event::Exited(3, End::Crashed),
             &[Action::Clear, report(crashed(2))],
         )
-        .at(210, Event::Cleared, &[wake(1200)])
-        .at(1200, Event::Tick, &[Action::Confirm]);
+        .at(210, Event::Cleared, &[wake(400)])
+        .at(400, Event::Tick, &[Action::Confirm]);
+}
+
+#[test]
+fn three_crashes_in_a_row_are_each_answered_within_a_second() {
+    let mut script = Script::new(None);
+    script.up();
+    let mut now = 1_000;
+    for (crash, wait) in [(1, 0), (2, 200), (3, 500), (4, 1_000), (5, 2_000)] {
+        let run = crash + 1;
+        let crashed = Status {
+            restarts: i32::try_from(crash).unwrap(),
+            ..phase(
+                Phase::Restarting,
+                1,
+                Some(("MonitorCrashed", "the machine's monitor process died")),
+            )
+        };
+        script.at(
+            now,
+            Event::Exited(run, End::Crashed),
+            &[Action::Clear, report(crashed.clone())],
+        );
+        if wait == 0 {
+            script.at(now, Event::Cleared, &[Action::Confirm]);
+        } else {
+            script.at(now, Event::Cleared, &[wake(now + wait)]).at(
+                now + wait,
+                Event::Tick,
+                &[Action::Confirm],
+            );
+        }
+        now += wait;
+        script
+            .at(
+                now,
+                Event::Confirmed(Some(wish(1, Power::Running))),
+                &[Action::Prepare],
+            )
+            .at(now, Event::Prepared(Ok(())), &[Action::Spawn(run + 1)])
+            .at(
+                now,
+                Event::Spawned(Ok(started(1))),
+                &[wake(now + START_LIMIT.as_millis() as u64)],
+            )
+            .at(
+                now,
+                Event::GuestIs(run + 1, Guest::Running),
+                &[report(Status {
+                    restarts: crashed.restarts,
+                    ..running(1)
+                })],
+            );
+        now += 100;
+    }
 }
 
 #[test]
