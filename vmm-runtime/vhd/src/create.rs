@@ -155,6 +155,14 @@ pub(crate) struct Blueprint {
     pub(crate) parent: Option<NewParent>,
 }
 
+/// What is written into a new disk's file.
+struct Form<'a> {
+    disk_type: DiskType,
+    footer: Footer,
+    block_size: u32,
+    parent: Option<&'a NewParent>,
+}
+
 /// A disk that is being made: complete but for its name, and gone without a
 /// trace if it is dropped before it gets it.
 pub(crate) struct NewDisk {
@@ -173,6 +181,8 @@ pub(crate) struct Names {
     /// the target's lock owns what is left there by a crash.
     temporary: Place,
     temporary_exists: bool,
+    /// Whether the new file takes the place of one that is there.
+    replaces: bool,
     pub(crate) lock: Option<Sidecar>,
 }
 
@@ -186,10 +196,7 @@ impl Names {
         if target.exists()? {
             return Err(taken());
         }
-        let mut temporary = OsString::from(".");
-        temporary.push(rel.file_name().unwrap_or_default());
-        temporary.push(".new");
-        let temporary = target.sibling(temporary)?;
+        let temporary = Names::temporary(&target)?;
         let lock = Sidecar::acquire(&target, Mode::Exclusive).map_err(|error| match error {
             LockError::Held(holder) => CreateError::InUse {
                 path: rel.to_owned(),
@@ -206,6 +213,7 @@ impl Names {
             target,
             temporary,
             temporary_exists: false,
+            replaces: false,
             lock: Some(lock),
         };
         if names.target.exists()? {
@@ -213,6 +221,25 @@ impl Names {
             return Err(taken());
         }
         Ok(names)
+    }
+
+    /// The names of a file that is to take the place of the disk `target`.
+    /// `lock`: that disk's, held exclusively; it stays with the name.
+    pub(crate) fn replacing(target: Place, lock: Sidecar) -> Result<Names, CreateError> {
+        Ok(Names {
+            temporary: Names::temporary(&target)?,
+            target,
+            temporary_exists: false,
+            replaces: true,
+            lock: Some(lock),
+        })
+    }
+
+    fn temporary(target: &Place) -> Result<Place, PoolError> {
+        let mut name = OsString::from(".");
+        name.push(target.rel().file_name().unwrap_or_default());
+        name.push(".new");
+        target.sibling(name)
     }
 
     /// Creates the file under its temporary name.
@@ -228,8 +255,19 @@ impl Names {
         Ok(file.into())
     }
 
+    /// Another descriptor of the file that has no name yet.
+    pub(crate) fn open_again(&self) -> Result<File, PoolError> {
+        self.temporary.open(OFlags::RDWR).map(File::from)
+    }
+
     /// Gives the file its name.
     pub(crate) fn publish(&mut self) -> Result<(), CreateError> {
+        if self.replaces {
+            self.temporary.replace(&self.target)?;
+            self.temporary_exists = false;
+            self.target.sync_folder()?;
+            return Ok(());
+        }
         match self.temporary.rename_to(&self.target) {
             Ok(()) => {
                 self.temporary_exists = false;
@@ -319,7 +357,62 @@ impl NewDisk {
         if have < need {
             return Err(no_space(have));
         }
-        let mut names = Names::take(pool, rel)?;
+        let names = Names::take(pool, rel)?;
+        let mut footer = Footer::new(disk_type, size, unique_id, created);
+        footer.geometry = blueprint.geometry.unwrap_or(footer.geometry);
+        let form = Form {
+            disk_type,
+            footer,
+            block_size,
+            parent: blueprint.parent.as_ref(),
+        };
+        NewDisk::make(names, &form, need, parent, locks)
+    }
+
+    /// Makes an empty dynamic disk whose footer is `footer` but for where the
+    /// header lies. `data`: how many bytes will be written to it, for the
+    /// check that they fit.
+    pub(crate) fn begin_again(
+        names: Names,
+        footer: &Footer,
+        block_size: u32,
+        data: u64,
+    ) -> Result<NewDisk, CreateError> {
+        let disk_type = DiskType::Dynamic;
+        let header_offset = Some(crate::format::footer::LEN as u64);
+        let form = Form {
+            disk_type,
+            footer: Footer {
+                header_offset,
+                ..footer.clone()
+            },
+            block_size,
+            parent: None,
+        };
+        let need = formatted_len(disk_type, footer.current_size, block_size).saturating_add(data);
+        NewDisk::make(names, &form, need, None, Vec::new())
+    }
+
+    fn make(
+        mut names: Names,
+        form: &Form<'_>,
+        need: u64,
+        parent: Option<Box<dyn Image>>,
+        locks: Vec<Sidecar>,
+    ) -> Result<NewDisk, CreateError> {
+        let &Form {
+            disk_type,
+            ref footer,
+            block_size,
+            ..
+        } = form;
+        let rel = names.target.rel().to_owned();
+        let rel = rel.as_path();
+        let no_space = |have| CreateError::NoSpace {
+            path: rel.to_owned(),
+            need,
+            have,
+        };
         // The folder may be a mount of its own.
         let have = names.target.space()?.available;
         if have < need {
@@ -348,7 +441,8 @@ impl NewDisk {
         })?;
         let must_write_zeros = match disk_type {
             DiskType::Dynamic | DiskType::Differencing => false,
-            DiskType::Fixed => match FileStorage::reserve(&file, len) {
+            // What a fixed disk needs is its length.
+            DiskType::Fixed => match FileStorage::reserve(&file, need) {
                 Ok(()) => false,
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => true,
                 Err(error) => return Err(io("reserve the disk's space", error)),
@@ -359,18 +453,13 @@ impl NewDisk {
             Gate::open(),
             &rel.to_string_lossy(),
         );
-        let mut footer = Footer::new(disk_type, size, unique_id, created);
-        footer.geometry = blueprint.geometry.unwrap_or(footer.geometry);
         let written = if must_write_zeros {
-            backing.write_zeros(0, size)
+            backing.write_zeros(0, footer.current_size)
         } else {
             Ok(())
         };
         written
-            .and_then(|()| {
-                let parent = blueprint.parent.as_ref();
-                format_new(&backing, disk_type, &footer, block_size, parent)
-            })
+            .and_then(|()| format_new(&backing, disk_type, footer, block_size, form.parent))
             .map_err(|error| write_error(rel, need, &names, error))?;
         let image = recognise(&backing, Tuning::default())
             .and_then(|found| image::assemble(backing, &found, parent, false, Tuning::default()))
@@ -401,11 +490,27 @@ impl NewDisk {
     }
 
     /// Makes all that was written durable and gives the disk its name.
-    pub(crate) fn finish(mut self) -> Result<Vhd, CreateError> {
-        let path = self.names.target.rel().to_owned();
+    pub(crate) fn finish(self) -> Result<Vhd, CreateError> {
+        self.seal()?;
+        self.publish()
+    }
+
+    /// Makes all that was written durable.
+    pub(crate) fn seal(&self) -> Result<(), CreateError> {
         self.image
             .put_away()
-            .map_err(|error| write_error(&path, 0, &self.names, error))?;
+            .map_err(|error| write_error(self.names.target.rel(), 0, &self.names, error))
+    }
+
+    /// Another descriptor of the file, for what else is to be set on it once
+    /// it is sealed.
+    pub(crate) fn file(&self) -> Result<File, CreateError> {
+        Ok(self.names.open_again()?)
+    }
+
+    /// Gives a sealed disk its name.
+    pub(crate) fn publish(mut self) -> Result<Vhd, CreateError> {
+        let path = self.names.target.rel().to_owned();
         self.names.publish()?;
         let NewDisk {
             image,

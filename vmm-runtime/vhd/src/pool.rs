@@ -114,6 +114,35 @@ impl Pool {
         place.open(OFlags::RDONLY).map(File::from)
     }
 
+    /// What is in the folder `rel` (`""`: the pool itself): names and types,
+    /// in no order, `.` and `..` left out. Symbolic links are not followed.
+    pub(crate) fn entries(&self, rel: &Path) -> Result<Vec<(OsString, FileType)>, PoolError> {
+        let failed = |error| from_errno(rel, "list the folder", error);
+        let folder = self.folder_beneath(rel, rel)?;
+        let mut entries = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => {
+                    let flags = AtFlags::SYMLINK_NOFOLLOW;
+                    match rustix::fs::statat(&folder, name, flags) {
+                        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+                        // Removed meanwhile.
+                        Err(Errno::NOENT) => continue,
+                        Err(error) => return Err(failed(error)),
+                    }
+                }
+                kind => kind,
+            };
+            entries.push((name.to_owned(), kind));
+        }
+        Ok(entries)
+    }
+
     /// Resolves `rel` to its folder and its last name; the folder must exist.
     pub(crate) fn place(&self, rel: &Path) -> Result<Place, PoolError> {
         let (parents, name) = split(rel)?;
@@ -270,6 +299,13 @@ impl Place {
             }
         }
         self.sync_folder().map_err(RenameError::Failed)
+    }
+
+    /// Gives the file of this name the name `to` in the same folder, in the
+    /// place of what has that name. Durable once the folder is synced.
+    pub(crate) fn replace(&self, to: &Place) -> Result<(), PoolError> {
+        rustix::fs::renameat(&self.folder, &self.name, &to.folder, &to.name)
+            .map_err(|error| from_errno(&to.rel, "replace the file", error))
     }
 
     /// Takes the name away.

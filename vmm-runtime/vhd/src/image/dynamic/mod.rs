@@ -188,6 +188,14 @@ impl Dynamic {
         held.count() as u32
     }
 
+    /// The blocks that the file holds, in the order in which they lie there.
+    pub(crate) fn blocks_in_file_order(&self) -> Vec<u32> {
+        let held = (0..self.blocks()).filter(|block| self.entry(*block) != UNALLOCATED);
+        let mut held: Vec<u32> = held.collect();
+        held.sort_by_key(|block| self.entry(*block));
+        held
+    }
+
     /// The ranges of the disk that a block itself holds, in order: not those
     /// that are zero for having never been written, nor those of a parent.
     pub(crate) fn held_ranges(&self, block: u32) -> Result<Vec<Range<u64>>, IoError> {

@@ -1,0 +1,111 @@
+//! Finding the children of a disk.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, OFlags};
+use uuid::Uuid;
+
+use crate::chain;
+use crate::error::OpenError;
+use crate::gate::Gate;
+use crate::image::{Refusal, Tuning, recognise};
+use crate::pool::{Pool, PoolError};
+use crate::storage::{Backing, FileStorage};
+
+/// The most files and folders that are looked at for children.
+const MAX_ENTRIES: usize = 65_536;
+/// The most folders that lie in each other.
+const MAX_DEPTH: usize = 16;
+
+/// The differencing disks in `pool`, in any of its folders, whose parent is
+/// the disk `rel`, by their paths in order. Undo disks count as well. A child
+/// is known by the identity of its parent, so the children of a copy with the
+/// same identity are among them.
+///
+/// Takes no locks. Refused where the pool holds more than 65536 names or
+/// folders deeper than 16: then nobody can say that there are no children.
+pub fn children(pool: &Pool, rel: impl AsRef<Path>) -> Result<Vec<PathBuf>, OpenError> {
+    let rel = rel.as_ref();
+    let backing = open(pool, rel)?;
+    let found = recognise(&backing, Tuning::default())
+        .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
+    children_of(pool, rel, found.footer.unique_id)
+}
+
+/// The children of the disk `rel`, whose identity is `unique_id`.
+pub(crate) fn children_of(
+    pool: &Pool,
+    rel: &Path,
+    unique_id: Uuid,
+) -> Result<Vec<PathBuf>, OpenError> {
+    let too_many = |what: String| OpenError::Unsupported {
+        path: rel.to_owned(),
+        what: format!(
+            "its children can't be looked for, {what}; put disks into a pool of their own"
+        ),
+    };
+    let mut list = Vec::new();
+    let mut seen = 0;
+    let mut folders = vec![(PathBuf::new(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let entries = match pool.entries(&folder) {
+            Ok(entries) => entries,
+            // Removed meanwhile.
+            Err(PoolError::NotFound { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        seen += entries.len();
+        if seen > MAX_ENTRIES {
+            return Err(too_many(format!(
+                "the pool has more than {MAX_ENTRIES} files"
+            )));
+        }
+        for (name, kind) in entries {
+            let path = folder.join(name);
+            match kind {
+                FileType::Directory if depth == MAX_DEPTH => {
+                    return Err(too_many(format!(
+                        "the pool's folders lie more than {MAX_DEPTH} deep"
+                    )));
+                }
+                FileType::Directory => folders.push((path, depth + 1)),
+                FileType::RegularFile if parent_of(pool, &path)? == Some(unique_id) => {
+                    list.push(path);
+                }
+                _ => {}
+            }
+        }
+    }
+    list.sort();
+    Ok(list)
+}
+
+/// The identity of the parent of what lies at `path`; `None` if that is no
+/// differencing disk, or damaged, or gone.
+fn parent_of(pool: &Pool, path: &Path) -> Result<Option<Uuid>, OpenError> {
+    let read = || -> Result<Option<Uuid>, OpenError> {
+        let backing = open(pool, path)?;
+        let refused = |refusal| OpenError::from_refusal(path, refusal);
+        match recognise(&backing, Tuning::default()) {
+            Ok(found) => {
+                let link = chain::read_link(&backing, &found).map_err(refused)?;
+                Ok(link.map(|link| link.unique_id))
+            }
+            Err(Refusal::Corrupt(_) | Refusal::Unsupported(_)) => Ok(None),
+            Err(refusal) => Err(refused(refusal)),
+        }
+    };
+    match read() {
+        Err(OpenError::NotFound { .. } | OpenError::Unsupported { .. }) => Ok(None),
+        result => result,
+    }
+}
+
+fn open(pool: &Pool, rel: &Path) -> Result<Backing, OpenError> {
+    let file = File::from(pool.place(rel)?.open(OFlags::RDONLY)?);
+    let gate = Gate::open();
+    gate.close();
+    let name = rel.to_string_lossy();
+    Ok(Backing::new(Box::new(FileStorage::new(file)), gate, &name))
+}

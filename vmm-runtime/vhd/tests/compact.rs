@@ -1,0 +1,403 @@
+//! Compacting disks in real folders.
+
+#![allow(clippy::unwrap_used)] // In the functions that tests share, too.
+
+use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use paddock_vhd::{
+    Access, BlockDevice, ChildOptions, CompactOptions, CompactReport, CreateOptions, DiskSize,
+    DiskType, Gate, OpenErrorKind, OperationError, ParentSearch, Pool, Progress, Vhd, check,
+    children, compact, inspect,
+};
+
+const MIB: u64 = 1 << 20;
+
+fn go_on(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+struct Folder {
+    dir: tempfile::TempDir,
+    pool: Pool,
+}
+
+/// Blocks of 2 MiB, in the order in which they are written. Of these the
+/// second and the last hold zeros, and the first zeros at its end.
+const WRITTEN: [u64; 5] = [7, 3, 0, 5, 8];
+
+impl Folder {
+    /// With a dynamic disk of 20 MiB, which is not new.
+    fn new() -> Folder {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::open(dir.path()).unwrap();
+        let folder = Folder { dir, pool };
+        folder.fill("disk.vhd");
+        touch(&folder.path("disk.vhd"), 1_700_000_000);
+        folder
+    }
+
+    fn fill(&self, rel: &str) {
+        let size = DiskSize::from_bytes(20 * MIB).unwrap();
+        let options = CreateOptions::new(DiskType::Dynamic, size);
+        let disk = Vhd::create(&self.pool, rel, &options).unwrap();
+        for block in WRITTEN {
+            let bytes = vec![block as u8 + 1; 2 * MIB as usize];
+            disk.write_at(&bytes, block * 2 * MIB).unwrap();
+            // In this order in the file.
+            disk.flush().unwrap();
+        }
+        for (start, end) in [(6, 8), (15, 16), (16, 18)] {
+            let zeros = vec![0; ((end - start) * MIB) as usize];
+            disk.write_at(&zeros, start * MIB).unwrap();
+        }
+        disk.close().unwrap();
+    }
+
+    fn path(&self, rel: &str) -> PathBuf {
+        self.dir.path().join(rel)
+    }
+
+    fn open(&self, rel: &str, access: Access) -> Vhd {
+        Vhd::open(&self.pool, rel, access, Gate::open()).unwrap()
+    }
+
+    fn content(&self, rel: &str) -> Vec<u8> {
+        let disk = self.open(rel, Access::ReadOnly);
+        let mut bytes = vec![0; disk.size() as usize];
+        disk.read_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    fn is_clean(&self, rel: &str) {
+        let report = check(&self.pool, rel, &ParentSearch::new(), &mut go_on).unwrap();
+        assert_eq!(report.findings, []);
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.dir.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn child(&self, rel: &str, parent: &str) -> Vhd {
+        let options = ChildOptions::new();
+        Vhd::create_child(&self.pool, rel, &self.pool, parent, &options).unwrap()
+    }
+
+    fn compact(&self, options: &CompactOptions) -> Result<CompactReport, OperationError> {
+        compact(&self.pool, "disk.vhd", options, &mut go_on)
+    }
+
+    fn refusal(&self, options: &CompactOptions) -> String {
+        match self.compact(options) {
+            Err(OperationError::Refused { path, reason }) => {
+                assert_eq!(path, Path::new("disk.vhd"));
+                reason
+            }
+            result => panic!("not refused: {result:?}"),
+        }
+    }
+
+    /// The entries of the table of a disk of ours.
+    fn table(&self, rel: &str) -> Vec<u32> {
+        let bytes = std::fs::read(self.path(rel)).unwrap();
+        let entries = bytes[1536..1536 + 40].chunks(4);
+        entries
+            .map(|entry| u32::from_be_bytes(entry.try_into().unwrap()))
+            .collect()
+    }
+}
+
+fn touch(path: &Path, seconds: u64) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(UNIX_EPOCH + Duration::from_secs(seconds))
+        .unwrap();
+}
+
+fn modified(path: &Path) -> SystemTime {
+    path.metadata().unwrap().modified().unwrap()
+}
+
+/// Everything of the footer but its checksum and where the header lies.
+fn identity(path: &Path) -> (Vec<u8>, Vec<u8>) {
+    let bytes = std::fs::read(path).unwrap();
+    (bytes[24..64].to_vec(), bytes[68..512].to_vec())
+}
+
+#[test]
+fn zero_blocks_go_and_everything_else_stays() {
+    let folder = Folder::new();
+    let path = folder.path("disk.vhd");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
+    let content = folder.content("disk.vhd");
+    let (before, id) = (path.metadata().unwrap(), identity(&path));
+    let time = modified(&path);
+    let lock = folder.path("disk.vhd.lock").metadata().unwrap().ino();
+    let report = folder.compact(&CompactOptions::default()).unwrap();
+    assert!(folder.content("disk.vhd") == content);
+    folder.is_clean("disk.vhd");
+    let after = path.metadata().unwrap();
+    // Three blocks of 4097 sectors that begin at 7 modulo 8, and a footer.
+    assert_eq!(after.len(), (7 + 2 * 4104 + 4097 + 1) * 512);
+    let expected = CompactReport {
+        old_len: before.len(),
+        new_len: after.len(),
+        blocks_before: 5,
+        blocks_after: 3,
+        freed_bytes: (before.blocks() - after.blocks()) * 512,
+    };
+    assert_eq!(report, expected);
+    // Two blocks, and half of another one.
+    assert!(report.freed_bytes >= 5 * MIB - 64 * 1024, "{report:?}");
+    assert_eq!(after.mode() & 0o7777, 0o640);
+    assert_eq!(identity(&path), id);
+    assert_eq!(modified(&path), time);
+    assert_eq!(folder.names(), ["disk.vhd", "disk.vhd.lock"]);
+    let kept = folder.path("disk.vhd.lock").metadata().unwrap().ino();
+    assert_eq!(kept, lock, "the lock file was replaced");
+    // The order of the blocks in the file is what it was.
+    let table = folder.table("disk.vhd");
+    assert_eq!((table[7], table[0], table[5]), (7, 7 + 4104, 7 + 2 * 4104));
+    // It can be written to, and compacted again.
+    let disk = folder.open("disk.vhd", Access::ReadWrite);
+    disk.write_at(&[9; 512], 3 * 2 * MIB).unwrap();
+    disk.close().unwrap();
+    let report = folder.compact(&CompactOptions::default()).unwrap();
+    assert_eq!((report.blocks_before, report.blocks_after), (4, 4));
+}
+
+#[test]
+fn defragmented_blocks_lie_in_the_order_of_the_disk() {
+    let folder = Folder::new();
+    let content = folder.content("disk.vhd");
+    let options = CompactOptions {
+        defragment: true,
+        ..CompactOptions::default()
+    };
+    folder.compact(&options).unwrap();
+    let table = folder.table("disk.vhd");
+    assert_eq!((table[0], table[5], table[7]), (7, 7 + 4104, 7 + 2 * 4104));
+    assert!(folder.content("disk.vhd") == content);
+    folder.is_clean("disk.vhd");
+}
+
+#[test]
+fn free_ranges_are_given_up() {
+    let folder = Folder::new();
+    let path = folder.path("disk.vhd");
+    let mut content = folder.content("disk.vhd");
+    // All of block 5, part of block 0 to the byte, and where nothing is.
+    let free: Vec<Range<u64>> = vec![100..MIB + 5, 3 * MIB..4 * MIB, 10 * MIB..12 * MIB];
+    for range in &free {
+        content[range.start as usize..range.end as usize].fill(0);
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    touch(&path, now.as_secs());
+    let before = modified(&path);
+    let options = CompactOptions {
+        free,
+        ..CompactOptions::default()
+    };
+    let report = folder.compact(&options).unwrap();
+    assert_eq!((report.blocks_before, report.blocks_after), (5, 2));
+    assert!(folder.content("disk.vhd") == content);
+    folder.is_clean("disk.vhd");
+    // A child of it that nobody knew of would notice.
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(seconds(modified(&path)) > seconds(before));
+}
+
+#[test]
+fn a_target_gets_the_result_and_the_old_file_stays() {
+    let folder = Folder::new();
+    let old = std::fs::read(folder.path("disk.vhd")).unwrap();
+    let time = modified(&folder.path("disk.vhd"));
+    let options = CompactOptions {
+        target: Some("new/disk.vhd".into()),
+        ..CompactOptions::default()
+    };
+    let report = folder.compact(&options).unwrap();
+    assert_eq!(report.blocks_after, 3);
+    assert!(std::fs::read(folder.path("disk.vhd")).unwrap() == old);
+    assert!(folder.content("new/disk.vhd") == folder.content("disk.vhd"));
+    folder.is_clean("new/disk.vhd");
+    assert_eq!(modified(&folder.path("new/disk.vhd")), time);
+    let id = |rel| identity(&folder.path(rel));
+    assert_eq!(id("new/disk.vhd"), id("disk.vhd"));
+    // Not over another file.
+    let again = folder.compact(&options);
+    assert!(matches!(again, Err(OperationError::Create(_))), "{again:?}");
+}
+
+#[test]
+fn children_still_fit_and_keep_free_ranges_from_being_given_up() {
+    let folder = Folder::new();
+    let child = folder.child("a/child.vhd", "disk.vhd");
+    child.write_at(&[0xcc; 700], 14 * MIB + 9).unwrap();
+    child.close().unwrap();
+    folder.child("undo.vud", "disk.vhd").close().unwrap();
+    folder
+        .child("grandchild.vhd", "a/child.vhd")
+        .close()
+        .unwrap();
+    let found = children(&folder.pool, "disk.vhd").unwrap();
+    assert_eq!(found, [Path::new("a/child.vhd"), Path::new("undo.vud")]);
+    let found = children(&folder.pool, "grandchild.vhd").unwrap();
+    assert_eq!(found, [] as [PathBuf; 0]);
+    let content = folder.content("grandchild.vhd");
+    let reason = folder.refusal(&CompactOptions {
+        free: std::iter::once(0..MIB).collect(),
+        ..CompactOptions::default()
+    });
+    assert!(reason.contains("a/child.vhd (2 in all)"), "{reason}");
+    folder.compact(&CompactOptions::default()).unwrap();
+    // For writing, too: the parent's time is what they know.
+    folder.open("undo.vud", Access::ReadWrite).close().unwrap();
+    assert!(folder.content("grandchild.vhd") == content);
+    // One that is open has its parents locked.
+    let open = folder.open("grandchild.vhd", Access::ReadOnly);
+    match folder.compact(&CompactOptions::default()) {
+        Err(OperationError::Open(error)) => assert_eq!(error.kind(), OpenErrorKind::InUse),
+        result => panic!("{result:?}"),
+    }
+    drop(open);
+    folder.compact(&CompactOptions::default()).unwrap();
+}
+
+#[test]
+fn what_cannot_be_compacted_is_refused_with_the_reason() {
+    let folder = Folder::new();
+    let options = CompactOptions::default();
+    let bad = CompactOptions {
+        free: [MIB..2 * MIB, 0..5].to_vec(),
+        ..options.clone()
+    };
+    let reason = folder.refusal(&bad);
+    assert!(reason.contains("0..5"), "{reason}");
+    let size = DiskSize::from_bytes(MIB).unwrap();
+    let fixed = CreateOptions::new(DiskType::Fixed, size);
+    Vhd::create(&folder.pool, "fixed.vhd", &fixed).unwrap();
+    folder.child("child.vhd", "disk.vhd").close().unwrap();
+    for (rel, expected) in [
+        ("fixed.vhd", "convert it"),
+        ("child.vhd", "data of its parent"),
+    ] {
+        let before = std::fs::read(folder.path(rel)).unwrap();
+        match compact(&folder.pool, rel, &options, &mut go_on) {
+            Err(OperationError::Refused { reason, .. }) => {
+                assert!(reason.contains(expected), "{reason}");
+            }
+            result => panic!("{result:?}"),
+        }
+        assert!(std::fs::read(folder.path(rel)).unwrap() == before);
+    }
+    std::fs::hard_link(folder.path("disk.vhd"), folder.path("link.vhd")).unwrap();
+    let reason = folder.refusal(&options);
+    assert!(reason.contains("hard link"), "{reason}");
+    std::fs::remove_file(folder.path("link.vhd")).unwrap();
+    // The mark of a saved state, in both footers.
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(folder.path("disk.vhd"))
+        .unwrap();
+    let mut footer = [0; 512];
+    file.read_exact_at(&mut footer, 0).unwrap();
+    footer[84] = 1;
+    let sum = u32::from_be_bytes(footer[64..68].try_into().unwrap());
+    footer[64..68].copy_from_slice(&(sum - 1).to_be_bytes());
+    let end = file.metadata().unwrap().len() - 512;
+    file.write_all_at(&footer, 0).unwrap();
+    file.write_all_at(&footer, end).unwrap();
+    assert!(inspect(&folder.pool, "disk.vhd").unwrap().saved_state);
+    let reason = folder.refusal(&options);
+    assert!(reason.contains("saved state"), "{reason}");
+}
+
+#[test]
+fn a_cancellation_leaves_nothing_whenever_it_comes() {
+    let folder = Folder::new();
+    let old = std::fs::read(folder.path("disk.vhd")).unwrap();
+    let time = modified(&folder.path("disk.vhd"));
+    let mut calls = 0;
+    loop {
+        let mut left = calls;
+        let mut progress = |_: Progress| match left {
+            0 => ControlFlow::Break(()),
+            _ => {
+                left -= 1;
+                ControlFlow::Continue(())
+            }
+        };
+        let options = CompactOptions::default();
+        match compact(&folder.pool, "disk.vhd", &options, &mut progress) {
+            Err(OperationError::Cancelled) => {}
+            result => {
+                result.unwrap();
+                break;
+            }
+        }
+        assert!(std::fs::read(folder.path("disk.vhd")).unwrap() == old);
+        assert_eq!(modified(&folder.path("disk.vhd")), time);
+        assert_eq!(folder.names(), ["disk.vhd", "disk.vhd.lock"]);
+        calls += 1;
+    }
+    // At the beginning, for each block, and before the new name.
+    assert_eq!(calls, 7);
+}
+
+const VICTIM: &str = "PADDOCK_TEST_COMPACT";
+
+/// Not a test of its own: dies at a given call of the progress.
+#[test]
+#[ignore = "run by another test, in a process of its own"]
+fn victim() {
+    let Ok(task) = std::env::var(VICTIM) else {
+        return;
+    };
+    let (calls, folder) = task.split_once(' ').unwrap();
+    let mut left: u32 = calls.parse().unwrap();
+    let pool = Pool::open(folder).unwrap();
+    let mut progress = |_: Progress| {
+        if left == 0 {
+            // As sudden as a kill: nothing is tidied up.
+            std::process::abort();
+        }
+        left -= 1;
+        ControlFlow::Continue(())
+    };
+    compact(&pool, "disk.vhd", &CompactOptions::default(), &mut progress).unwrap();
+}
+
+#[test]
+fn a_process_that_dies_leaves_the_old_file_or_the_new_one() {
+    let folder = Folder::new();
+    let content = folder.content("disk.vhd");
+    let old = folder.path("disk.vhd").metadata().unwrap().ino();
+    let mut outcomes = Vec::new();
+    for calls in 0..8 {
+        let task = format!("{calls} {}", folder.dir.path().display());
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim", "--ignored", "--quiet"])
+            .env(VICTIM, task)
+            .output()
+            .unwrap()
+            .status;
+        let is_old = folder.path("disk.vhd").metadata().unwrap().ino() == old;
+        outcomes.push((status.success(), is_old));
+        assert!(folder.content("disk.vhd") == content, "{calls}");
+        folder.is_clean("disk.vhd");
+    }
+    let mut expected = vec![(false, true); 7];
+    expected.push((true, false));
+    assert_eq!(outcomes, expected);
+    // What the dead ones left went with the last one.
+    assert_eq!(folder.names(), ["disk.vhd", "disk.vhd.lock"]);
+}
