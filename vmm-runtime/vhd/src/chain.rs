@@ -11,9 +11,10 @@ use crate::error::OpenError;
 use crate::format::header::Header;
 use crate::format::{DiskType, locator};
 use crate::gate::Gate;
-use crate::image::{self, Image, Recognised, Refusal, Tuning, recognise};
+use crate::image::{self, Image, Recognised, Refusal, Tuning};
 use crate::lock::{self, Mode, Sidecar};
 use crate::pool::{Place, Pool, PoolError};
+use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
 /// The most disks in a chain, the opened one included.
@@ -234,7 +235,7 @@ pub(crate) fn find(
             gate,
             &rel.to_string_lossy(),
         );
-        let recognised = match recognise(&backing, Tuning::default()) {
+        let recognised = match resize::fixed::recognise_at(&place, &backing) {
             Ok(recognised) => recognised,
             Err(Refusal::Corrupt(what) | Refusal::Unsupported(what)) => {
                 tried.push(format!("{shown}: {what}"));

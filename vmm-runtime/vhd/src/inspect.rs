@@ -15,8 +15,9 @@ use crate::format::DiskType;
 use crate::format::bat::{self, Layout, UNALLOCATED};
 use crate::format::footer;
 use crate::gate::Gate;
-use crate::image::{Recognised, Refusal, Tuning, recognise};
+use crate::image::{Recognised, Refusal};
 use crate::pool::Pool;
+use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
 /// What a VHD says of itself, and what it takes on its file system.
@@ -110,7 +111,7 @@ fn look(pool: &Pool, rel: &Path) -> Result<Look, OpenError> {
         &rel.to_string_lossy(),
     );
     let read = || -> Result<Look, Refusal> {
-        let found = recognise(&backing, Tuning::default())?;
+        let found = resize::fixed::recognise_at(&place, &backing)?;
         let blocks = match found.layout() {
             Some(layout) => Some((layout.block_size, count_blocks(&backing, &found, &layout)?)),
             None => None,

@@ -1,5 +1,5 @@
 //! Virtual hard disks in the VHD format: create, open, import, export, inspect,
-//! check, repair, convert, merge, and serve them as block devices without losing
+//! check, repair, convert, merge, resize, and serve them as block devices without losing
 //! an acknowledged write.
 //!
 //! The crate reads and writes fixed, dynamic and differencing VHDs. A
@@ -36,6 +36,7 @@ mod children;
 mod compact;
 mod convert;
 mod create;
+mod dependents;
 mod error;
 mod format;
 #[cfg(fuzzing)]
@@ -53,6 +54,7 @@ mod pool;
 mod remove;
 mod repair;
 mod reparent;
+mod resize;
 mod size;
 mod storage;
 mod undo;
@@ -77,6 +79,7 @@ pub use pool::{Pool, PoolError, PoolSpace};
 pub use remove::{RemoveError, remove};
 pub use repair::{RepairReport, repair};
 pub use reparent::reparent;
+pub use resize::{ResizeOptions, ResizeReport, resize};
 pub use size::{DiskSize, DiskSizeError};
 pub use undo::{commit_undo, discard_undo, start_undo};
 pub use vhd::{Access, Vhd};

@@ -221,6 +221,22 @@ impl Place {
         })
     }
 
+    /// The names in the same folder.
+    pub(crate) fn names(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<OsString, PoolError>> + use<>, PoolError> {
+        let rel = self.rel.clone();
+        let failed = move |error| from_errno(&rel, "list the folder", error);
+        let entries = rustix::fs::Dir::read_from(&self.folder).map_err(&failed)?;
+        Ok(entries.filter_map(move |entry| match entry {
+            Ok(entry) => match entry.file_name().to_bytes() {
+                b"." | b".." => None,
+                name => Some(Ok(OsStr::from_bytes(name).to_owned())),
+            },
+            Err(error) => Some(Err(failed(error))),
+        }))
+    }
+
     /// The sibling whose name is this one's with `suffix` behind it.
     pub(crate) fn with_suffix(&self, suffix: &str) -> Result<Place, PoolError> {
         let mut name = self.name.clone();

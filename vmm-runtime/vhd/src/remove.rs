@@ -5,9 +5,10 @@ use std::path::Path;
 
 use crate::error::OpenError;
 use crate::gate::Gate;
-use crate::image::{Refusal, Tuning, recognise};
+use crate::image::Refusal;
 use crate::lock::{self, Mode};
 use crate::pool::Pool;
+use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
 /// Why a disk was not deleted: as for opening it.
@@ -27,12 +28,13 @@ pub fn remove(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), RemoveError> {
         gate,
         &rel.to_string_lossy(),
     );
-    match recognise(&backing, Tuning::default()) {
+    match resize::fixed::recognise_at(&place, &backing) {
         Ok(_) | Err(Refusal::Corrupt(_)) => {}
         Err(refusal) => return Err(OpenError::from_refusal(rel, refusal)),
     }
     place.unlink()?;
     place.sync_folder()?;
+    resize::fixed::forget(&place)?;
     sidecar.remove()?;
     Ok(())
 }

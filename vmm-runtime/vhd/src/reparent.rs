@@ -15,9 +15,7 @@ use crate::format::SECTOR;
 use crate::format::footer::{self, Footer};
 use crate::format::header::{self, Header};
 use crate::gate::Gate;
-#[cfg(test)]
-use crate::image::Mutant;
-use crate::image::{NewParent, Recognised, Refusal, Tuning, recognise};
+use crate::image::{Mutant, NewParent, Recognised, Refusal, Tuning, recognise};
 use crate::lock::{self, Mode};
 use crate::operation::OperationError;
 use crate::pool::Pool;
@@ -94,11 +92,16 @@ fn write_parent(
     backing: &Backing,
     found: &Recognised,
     new: &NewParent,
-    #[cfg_attr(not(test), allow(unused_variables))] tuning: Tuning,
+    tuning: Tuning,
 ) -> Result<(), IoError> {
     let Some((_, old)) = &found.header else {
         return Ok(());
     };
+    if found.head_is_lost {
+        // The one at the end won't be there any more.
+        backing.write(&found.footer_bytes, 0)?;
+        backing.sync()?;
+    }
     let header_offset = backing.len()?.next_multiple_of(SECTOR);
     let texts_offset = header_offset + header::LEN as u64;
     let (parent, texts) = new.place(texts_offset);
@@ -113,7 +116,6 @@ fn write_parent(
     // The other fields of the footer stay, those unknown to us as well.
     let mut bytes = found.footer_bytes;
     footer.encode_header_offset(&mut bytes);
-    #[cfg(test)]
     if tuning.is(Mutant::HeadBeforeHeader) {
         backing.write(&bytes, 0)?;
     }

@@ -15,6 +15,7 @@ use crate::gate::Gate;
 use crate::image::{self, Image, Tuning, recognise};
 use crate::lock::{self, Mode, Sidecar};
 use crate::pool::Pool;
+use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
 /// How a disk is opened.
@@ -170,7 +171,13 @@ impl Opened {
             &rel.to_string_lossy(),
         );
         let refused = |refusal| OpenError::from_refusal(rel, refusal);
-        let found = recognise(&backing, Tuning::default()).map_err(refused)?;
+        // A resize may have been cut off.
+        let found = match access {
+            Access::ReadOnly => resize::fixed::recognise_at(&place, &backing),
+            Access::ReadWrite => resize::fixed::settle(&place, &backing)
+                .and_then(|()| recognise(&backing, Tuning::default())),
+        }
+        .map_err(refused)?;
         let link = chain::read_link(&backing, &found).map_err(refused)?;
         let mut parents = chain::open_parents(pool, rel, identity, link, search, true)?;
         if access == Access::ReadWrite

@@ -9,10 +9,11 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use paddock_vhd::{
     Access, BlockDevice, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, ImportOptions,
-    OpenErrorKind, Pool, Vhd, import_raw, inspect,
+    OpenErrorKind, ParentSearch, Pool, ResizeOptions, Vhd, import_raw, inspect, resize,
 };
 
 const MIB: u64 = 1 << 20;
@@ -38,6 +39,24 @@ fn succeeds(output: &Output) {
         said(&output.stdout),
         said(&output.stderr)
     );
+}
+
+/// One test at a time: a program that another test is about to start holds a
+/// copy of every open file for a moment, and with it the locks.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// QEMU finds the bytes of `raw` in `disk.vhd`.
+#[track_caller]
+fn same_for_qemu(dir: &tempfile::TempDir) {
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (raw, disk) = (path("raw"), path("disk.vhd"));
+    let args = ["compare", "-f", "raw", "-F", "vpc", &raw, &disk];
+    if let Some(output) = run("qemu-img", &args) {
+        succeeds(&output);
+    }
 }
 
 /// What is written to the disks: pieces within, across and at the end of
@@ -79,6 +98,7 @@ const SIZES: [u64; 2] = [16 * MIB, 33 * MIB + 4096];
 
 #[test]
 fn qemu_reads_our_disks() {
+    let _alone = alone();
     for disk_type in [DiskType::Fixed, DiskType::Dynamic] {
         for size in SIZES {
             let dir = tempfile::tempdir().unwrap();
@@ -112,6 +132,7 @@ fn qemu_reads_our_disks() {
 
 #[test]
 fn we_read_qemus_disks() {
+    let _alone = alone();
     for (subformat, disk_type) in [("fixed", DiskType::Fixed), ("dynamic", DiskType::Dynamic)] {
         for size in SIZES {
             let dir = tempfile::tempdir().unwrap();
@@ -161,8 +182,64 @@ fn we_read_qemus_disks() {
     }
 }
 
+/// A table that moved behind the blocks, and a size that no geometry hits.
+#[test]
+fn others_read_what_we_resized() {
+    let _alone = alone();
+    for disk_type in [DiskType::Fixed, DiskType::Dynamic] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let pool = Pool::open(dir.path()).unwrap();
+        make(&pool, disk_type, SIZES[0]);
+        write_raw(&dir.path().join("raw"), SIZES[0]);
+        let raw = File::options().write(true).open(path("raw")).unwrap();
+        for size in [
+            SIZES[1],
+            300 * MIB,
+            300 * MIB - 512,
+            17 * MIB + 4096,
+            16 * MIB,
+        ] {
+            let options = ResizeOptions {
+                size: DiskSize::from_bytes(size).unwrap(),
+                force: false,
+                search: ParentSearch::new(),
+            };
+            resize(&pool, "disk.vhd", Gate::open(), &options, &mut |_| {
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            // In between the guest writes to a block that is new.
+            if size == SIZES[1] {
+                let disk = Vhd::open(&pool, "disk.vhd", Access::ReadWrite, Gate::open()).unwrap();
+                disk.write_at(&[7; 4096], 16 * MIB - 8192).unwrap();
+                disk.write_at(&[8; 4096], 20 * MIB).unwrap();
+                disk.discard(20 * MIB, 4096).unwrap();
+                disk.close().unwrap();
+                raw.write_all_at(&[7; 4096], 16 * MIB - 8192).unwrap();
+            }
+            raw.set_len(size).unwrap();
+            let info = ["info", "-f", "vpc", "--output=json", &path("disk.vhd")];
+            if let Some(output) = run("qemu-img", &info) {
+                let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+                assert_eq!(info["virtual-size"], size, "{disk_type}");
+                same_for_qemu(&dir);
+            }
+            if let Some(output) = run("vhdiinfo", &[&path("disk.vhd")]) {
+                succeeds(&output);
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                // This one takes the original size for the size, and that
+                // stays as it was when the disk was made.
+                let said = [SIZES[0], size].map(|size| text.contains(&format!("({size} bytes)")));
+                assert!(said.contains(&true), "{text}");
+            }
+        }
+    }
+}
+
 #[test]
 fn qemu_reads_an_imported_disk() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     write_raw(&dir.path().join("raw"), SIZES[1]);
@@ -195,6 +272,7 @@ fn qemu_reads_an_imported_disk() {
 
 #[test]
 fn libvhdi_knows_our_disks() {
+    let _alone = alone();
     for (disk_type, name) in [(DiskType::Fixed, "Fixed"), (DiskType::Dynamic, "Dynamic")] {
         let dir = tempfile::tempdir().unwrap();
         make(&Pool::open(dir.path()).unwrap(), disk_type, SIZES[1]);
@@ -210,6 +288,7 @@ fn libvhdi_knows_our_disks() {
 
 #[test]
 fn qemu_refuses_what_we_have_open() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let pool = Pool::open(dir.path()).unwrap();
     make(&pool, DiskType::Dynamic, SIZES[0]);
@@ -247,6 +326,7 @@ fn qemu_refuses_what_we_have_open() {
 /// not at its end.
 #[test]
 fn we_refuse_what_qemu_has_open() {
+    let _alone = alone();
     use std::io::{BufRead, BufReader, Write};
     use std::process::Stdio;
 
@@ -292,6 +372,7 @@ fn we_refuse_what_qemu_has_open() {
 
 #[test]
 fn libvhdi_knows_our_children_and_their_parent() {
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let pool = Pool::open(dir.path()).unwrap();
     make(&pool, DiskType::Dynamic, SIZES[0]);

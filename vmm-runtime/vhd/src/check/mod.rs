@@ -20,6 +20,7 @@ use crate::import::Progress;
 use crate::lock::{self, Mode};
 use crate::operation::OperationError;
 use crate::pool::Pool;
+use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
 pub(crate) use examine::{Verdict, examine, rescue_table};
@@ -121,6 +122,9 @@ pub enum FindingKind {
     GeometryDiffers,
     /// The disk belongs to a saved state.
     SavedState,
+    /// A resize of a fixed disk was cut off. Opening the disk for writing
+    /// ends it or takes it back.
+    ResizeUnfinished,
     /// The dynamic header can't be read.
     HeaderDamaged,
     /// What the header describes can't be.
@@ -158,6 +162,7 @@ impl FindingKind {
             | FindingKind::BitmapPadding => Severity::Note,
             FindingKind::FooterCopyDamaged
             | FindingKind::FooterDamaged
+            | FindingKind::ResizeUnfinished
             | FindingKind::SpaceLeaked
             | FindingKind::LocatorDamaged => Severity::Warning,
             FindingKind::FootersDamaged
@@ -200,6 +205,15 @@ pub fn check(
         gate,
         &rel.to_string_lossy(),
     );
+    let pending = resize::fixed::pending(&place, &backing)
+        .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
+    if pending.is_some() {
+        let mut report = CheckReport::new();
+        report.disk_type = Some(DiskType::Fixed);
+        let what = "a resize of the disk was cut off";
+        report.add(FindingKind::ResizeUnfinished, None, None, what.to_owned());
+        return Ok(report);
+    }
     let Verdict { mut report, found } = examine(&backing, rel, progress)?;
     let Some(found) = found else {
         return Ok(report);

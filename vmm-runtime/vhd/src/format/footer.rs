@@ -159,6 +159,31 @@ impl Footer {
         out
     }
 
+    /// Gives this footer another size, and the geometry of that. `original
+    /// size` stays. The creator becomes ours, as in a new disk: for those of
+    /// others, some readers would take the geometry, which is rounded down.
+    pub(crate) fn resized(&self, size: u64) -> Footer {
+        let new = Footer::new(DiskType::Fixed, size, self.unique_id, UNIX_EPOCH);
+        Footer {
+            current_size: size,
+            geometry: new.geometry,
+            creator: new.creator,
+            creator_version: new.creator_version,
+            creator_host: new.creator_host,
+            ..self.clone()
+        }
+    }
+
+    /// Puts what [`Footer::resized`] changes, and the offset of the header,
+    /// into the bytes of another footer; what else those hold stays.
+    pub(crate) fn encode_size(&self, bytes: &mut [u8; LEN]) {
+        let own = self.encode();
+        for field in [28..40, 48..60] {
+            bytes[field.clone()].copy_from_slice(&own[field]);
+        }
+        self.encode_header_offset(bytes);
+    }
+
     /// Puts this footer's offset of the header into the bytes of another.
     pub(crate) fn encode_header_offset(&self, bytes: &mut [u8; LEN]) {
         let offset = self.header_offset.unwrap_or(NO_HEADER);
@@ -257,6 +282,30 @@ mod tests {
             UNIX_EPOCH + Duration::from_secs(946_684_877)
         );
         assert_eq!(footer().creator_name(), "win");
+    }
+
+    #[test]
+    fn another_size_changes_nothing_else() {
+        let mut bytes = footer().encode();
+        bytes[28..32].copy_from_slice(b"vpc ");
+        bytes[200] = 9;
+        let old = Footer {
+            creator: *b"vpc ",
+            ..footer()
+        };
+        let new = old.resized(8 << 30);
+        new.encode_size(&mut bytes);
+        assert_eq!(bytes[200], 9);
+        assert_eq!(Footer::parse(&bytes), Ok(new.clone()));
+        assert_eq!((new.original_size, new.current_size), (64 << 20, 8 << 30));
+        assert_eq!(
+            (new.creator, bytes[56..60].to_vec()),
+            (*b"win ", vec![0x41, 4, 16, 63])
+        );
+        assert_eq!(
+            (new.unique_id, new.timestamp),
+            (old.unique_id, old.timestamp)
+        );
     }
 
     #[test]

@@ -76,12 +76,12 @@ impl Tuning {
     }
 
     #[cfg(not(test))]
-    fn is(&self, _: Mutant) -> bool {
+    pub(crate) fn is(&self, _: Mutant) -> bool {
         false
     }
 }
 
-/// A deliberate fault of the write path.
+/// A deliberate fault of what writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mutant {
     /// A flush writes metadata without syncing the data before.
@@ -116,7 +116,6 @@ pub(crate) enum Mutant {
     /// The bits of zeroed sectors of a child stay clear.
     ZeroWithoutBits,
     /// The footer names a new header before that is durable.
-    #[cfg(test)]
     HeadBeforeHeader,
     /// A merge is over before the parent is synced.
     #[cfg(test)]

@@ -31,9 +31,12 @@ fn run(seed: u64, mutant: Option<Mutant>) -> Result<[u32; 2], String> {
         parents,
         ..
     } = foreign_child(below, SIZE, 4096, &mut random);
-    if random.below(4) == 0 {
-        // An old footer of 511 bytes.
-        file.pop();
+    match random.below(6) {
+        // An old footer of 511 bytes; a damaged copy; none but the copy.
+        0 => drop(file.pop()),
+        1 => file[100] ^= 1,
+        2 => file.truncate(file.len() - 512),
+        _ => {}
     }
     let storage = FaultStorage::new(file.clone(), BTreeMap::new());
     let disk = backing(storage.clone());
