@@ -427,6 +427,18 @@ pub(crate) fn moved_path(from: &Path, to: &Path, path: &str) -> Option<String> {
     relative_path(to, &beneath(from, path)?)
 }
 
+/// The absolute path of what `path` means to the disk `child` of `pool`.
+pub(crate) fn absolute_of(
+    pool: &Pool,
+    child: &Path,
+    path: &str,
+) -> Result<Option<String>, PoolError> {
+    match beneath(child, path) {
+        Some(rel) => absolute_path(pool, &rel),
+        None => Ok(None),
+    }
+}
+
 /// How a child names the parent `rel` of `pool` absolutely.
 pub(crate) fn absolute_path(pool: &Pool, rel: &Path) -> Result<Option<String>, PoolError> {
     let root = std::path::absolute(pool.path()).map_err(|source| PoolError::Io {

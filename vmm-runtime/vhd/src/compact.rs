@@ -308,7 +308,7 @@ impl Copy<'_> {
         let mut bytes = 0;
         for &block in self.order {
             let mut held = 0;
-            self.visit(block, &mut |piece, _| {
+            self.visit(block, |piece, _| {
                 held += (piece.len() as u64).next_multiple_of(PIECE as u64);
                 Ok(())
             })?;
@@ -333,7 +333,7 @@ impl Copy<'_> {
         report(0, self.total(), progress)?;
         for &block in self.order {
             let mut holds = false;
-            self.visit(block, &mut |piece, offset| {
+            self.visit(block, |piece, offset| {
                 holds = true;
                 new.write_at(piece, offset).map_err(&to_target)
             })?;
@@ -349,7 +349,7 @@ impl Copy<'_> {
     fn visit(
         &self,
         block: u32,
-        each: &mut dyn FnMut(&[u8], u64) -> Result<(), OperationError>,
+        mut each: impl FnMut(&[u8], u64) -> Result<(), OperationError>,
     ) -> Result<(), OperationError> {
         let io = OperationError::io(self.rel);
         let mut buf = Vec::new();

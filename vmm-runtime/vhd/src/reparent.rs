@@ -88,7 +88,7 @@ pub fn reparent(
 
 /// Writes a new header with its locators behind the end of the file, then the
 /// footers that name it.
-fn write_parent(
+pub(crate) fn write_parent(
     backing: &Backing,
     found: &Recognised,
     new: &NewParent,

@@ -1,4 +1,4 @@
-//! Compacting disks in real folders.
+//! Compacting and cloning disks in real folders.
 
 #![allow(clippy::unwrap_used)] // In the functions that tests share, too.
 
@@ -6,12 +6,13 @@ use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use paddock_vhd::{
-    Access, BlockDevice, ChildOptions, CompactOptions, CompactReport, CreateOptions, DiskSize,
-    DiskType, Gate, OpenErrorKind, OperationError, ParentSearch, Pool, Progress, Vhd, check,
-    children, compact, inspect,
+    Access, BlockDevice, ChildOptions, CloneOptions, CloneReport, CompactOptions, CompactReport,
+    CreateOptions, DiskSize, DiskType, Gate, OpenError, OpenErrorKind, OperationError,
+    ParentSearch, Pool, Progress, Vhd, check, children, clone_disk, compact, inspect,
 };
 
 const MIB: u64 = 1 << 20;
@@ -20,9 +21,20 @@ fn go_on(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
+/// A process that is being started holds for a moment all files that this one
+/// has open, and so their locks. So tests that start processes run alone.
+static TURN: RwLock<()> = RwLock::new(());
+
+#[allow(dead_code)] // Held, not read.
+enum Turn {
+    Shared(RwLockReadGuard<'static, ()>),
+    Alone(RwLockWriteGuard<'static, ()>),
+}
+
 struct Folder {
     dir: tempfile::TempDir,
     pool: Pool,
+    _turn: Turn,
 }
 
 /// Blocks of 2 MiB, in the order in which they are written. Of these the
@@ -32,9 +44,26 @@ const WRITTEN: [u64; 5] = [7, 3, 0, 5, 8];
 impl Folder {
     /// With a dynamic disk of 20 MiB, which is not new.
     fn new() -> Folder {
+        Folder::with(Turn::Shared(
+            TURN.read().unwrap_or_else(PoisonError::into_inner),
+        ))
+    }
+
+    /// For tests that start processes.
+    fn alone() -> Folder {
+        Folder::with(Turn::Alone(
+            TURN.write().unwrap_or_else(PoisonError::into_inner),
+        ))
+    }
+
+    fn with(turn: Turn) -> Folder {
         let dir = tempfile::tempdir().unwrap();
         let pool = Pool::open(dir.path()).unwrap();
-        let folder = Folder { dir, pool };
+        let folder = Folder {
+            dir,
+            pool,
+            _turn: turn,
+        };
         folder.fill("disk.vhd");
         touch(&folder.path("disk.vhd"), 1_700_000_000);
         folder
@@ -378,7 +407,7 @@ fn victim() {
 
 #[test]
 fn a_process_that_dies_leaves_the_old_file_or_the_new_one() {
-    let folder = Folder::new();
+    let folder = Folder::alone();
     let content = folder.content("disk.vhd");
     let old = folder.path("disk.vhd").metadata().unwrap().ino();
     let mut outcomes = Vec::new();
@@ -400,4 +429,252 @@ fn a_process_that_dies_leaves_the_old_file_or_the_new_one() {
     assert_eq!(outcomes, expected);
     // What the dead ones left went with the last one.
     assert_eq!(folder.names(), ["disk.vhd", "disk.vhd.lock"]);
+}
+
+fn clone(
+    pool: &Pool,
+    rel: &str,
+    target_pool: &Pool,
+    target: &str,
+) -> Result<CloneReport, OperationError> {
+    let options = CloneOptions {
+        unique_id: uuid::Uuid::from_bytes([0xab; 16]),
+        created: UNIX_EPOCH + Duration::from_secs(1_600_000_000),
+    };
+    clone_disk(pool, rel, target_pool, target, &options, &mut go_on)
+}
+
+/// That the clone is what it was made of, but for the identity.
+fn is_clone(folder: &Folder, rel: &str, target_pool: &Pool, target: &str) {
+    let old = inspect(&folder.pool, rel).unwrap();
+    let new = inspect(target_pool, target).unwrap();
+    assert_eq!(new.unique_id, uuid::Uuid::from_bytes([0xab; 16]));
+    assert_eq!(new.created, UNIX_EPOCH + Duration::from_secs(1_600_000_000));
+    assert_eq!(
+        (
+            new.disk_type,
+            new.virtual_size,
+            new.block_size,
+            new.allocated_blocks
+        ),
+        (
+            old.disk_type,
+            old.virtual_size,
+            old.block_size,
+            old.allocated_blocks
+        )
+    );
+    assert_ne!(old.unique_id, new.unique_id);
+    let search = ParentSearch::new().root(folder.pool.clone());
+    let report = check(target_pool, target, &search, &mut go_on).unwrap();
+    assert_eq!(report.findings, []);
+    let access = Access::ReadOnly;
+    let open = Vhd::open_with(target_pool, target, access, Gate::open(), &search);
+    let disk = open.unwrap();
+    let mut content = vec![0; disk.size() as usize];
+    disk.read_at(&mut content, 0).unwrap();
+    assert!(content == folder.content(rel), "{target}");
+}
+
+#[test]
+fn a_clone_is_the_same_disk_with_another_identity() {
+    let folder = Folder::new();
+    let old = std::fs::read(folder.path("disk.vhd")).unwrap();
+    let report = clone(&folder.pool, "disk.vhd", &folder.pool, "new/clone.vhd").unwrap();
+    is_clone(&folder, "disk.vhd", &folder.pool, "new/clone.vhd");
+    if !report.reflinked {
+        // Five blocks, and not the slack between them.
+        assert!(
+            (10 * MIB..=10 * MIB + 64 * 1024).contains(&report.bytes),
+            "{report:?}"
+        );
+    }
+    // Each is written to without the other.
+    let disk = folder.open("new/clone.vhd", Access::ReadWrite);
+    disk.write_at(&[0xfe; 4096], 0).unwrap();
+    disk.close().unwrap();
+    assert!(std::fs::read(folder.path("disk.vhd")).unwrap() == old);
+    // Not over another file, and not of a disk that is being written to.
+    let again = clone(&folder.pool, "disk.vhd", &folder.pool, "new/clone.vhd");
+    assert!(matches!(again, Err(OperationError::Create(_))), "{again:?}");
+    let held = folder.open("disk.vhd", Access::ReadWrite);
+    match clone(&folder.pool, "disk.vhd", &folder.pool, "other.vhd") {
+        Err(OperationError::Open(error)) => assert_eq!(error.kind(), OpenErrorKind::InUse),
+        result => panic!("{result:?}"),
+    }
+    drop(held);
+    assert_eq!(folder.names(), ["disk.vhd", "disk.vhd.lock", "new"]);
+}
+
+#[test]
+fn a_clone_of_a_fixed_disk_has_its_space() {
+    let folder = Folder::new();
+    let size = DiskSize::from_bytes(4 * MIB).unwrap();
+    let options = CreateOptions::new(DiskType::Fixed, size);
+    let disk = Vhd::create(&folder.pool, "fixed.vhd", &options).unwrap();
+    disk.write_at(&[7; 5000], MIB + 77).unwrap();
+    disk.close().unwrap();
+    let report = clone(&folder.pool, "fixed.vhd", &folder.pool, "clone.vhd").unwrap();
+    is_clone(&folder, "fixed.vhd", &folder.pool, "clone.vhd");
+    let metadata = folder.path("clone.vhd").metadata().unwrap();
+    assert_eq!(metadata.len(), 4 * MIB + 512);
+    assert!(metadata.blocks() * 512 >= 4 * MIB, "{report:?}");
+    // What the beginning of the guest's disk holds is no footer.
+    let start = std::fs::read(folder.path("clone.vhd")).unwrap();
+    assert!(start[..512].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn a_clone_of_a_child_finds_the_same_parent() {
+    let folder = Folder::new();
+    let child = folder.child("a/child.vhd", "disk.vhd");
+    child.write_at(&[0xcc; 700], 14 * MIB + 9).unwrap();
+    child.close().unwrap();
+    for (target, relative) in [
+        ("a/clone.vhd", r".\..\disk.vhd"),
+        ("clone.vhd", r".\disk.vhd"),
+        ("b/c/clone.vhd", r".\..\..\disk.vhd"),
+    ] {
+        clone(&folder.pool, "a/child.vhd", &folder.pool, target).unwrap();
+        is_clone(&folder, "a/child.vhd", &folder.pool, target);
+        let parent = inspect(&folder.pool, target).unwrap().parent.unwrap();
+        assert_eq!(parent.relative.as_deref(), Some(relative), "{target}");
+        // It opens where nobody tells it where to look, and for writing.
+        let disk = folder.open(target, Access::ReadWrite);
+        disk.write_at(&[1; 10], 0).unwrap();
+        disk.close().unwrap();
+    }
+    let found = children(&folder.pool, "disk.vhd").unwrap();
+    assert_eq!(found.len(), 4);
+    // Another pool has the way there as an absolute path alone.
+    let dir = tempfile::tempdir().unwrap();
+    let elsewhere = Pool::open(dir.path()).unwrap();
+    clone(&folder.pool, "a/child.vhd", &elsewhere, "clone.vhd").unwrap();
+    is_clone(&folder, "a/child.vhd", &elsewhere, "clone.vhd");
+    let parent = inspect(&elsewhere, "clone.vhd").unwrap().parent.unwrap();
+    let absolute = folder.path("disk.vhd");
+    assert_eq!(parent.relative, None);
+    assert_eq!(parent.absolute.as_deref(), absolute.to_str());
+    let alone = Vhd::open(&elsewhere, "clone.vhd", Access::ReadOnly, Gate::open());
+    assert!(matches!(alone, Err(OpenError::ParentNotFound { .. })));
+}
+
+#[test]
+fn a_cancelled_clone_leaves_nothing() {
+    let folder = Folder::new();
+    let mut calls = 0;
+    loop {
+        let mut left = calls;
+        let mut progress = |_: Progress| match left {
+            0 => ControlFlow::Break(()),
+            _ => {
+                left -= 1;
+                ControlFlow::Continue(())
+            }
+        };
+        let pool = &folder.pool;
+        let options = CloneOptions::new();
+        match clone_disk(pool, "disk.vhd", pool, "clone.vhd", &options, &mut progress) {
+            Err(OperationError::Cancelled) => {}
+            result => {
+                result.unwrap();
+                break;
+            }
+        }
+        assert_eq!(folder.names(), ["disk.vhd", "disk.vhd.lock"]);
+        calls += 1;
+    }
+    assert!(calls >= 2, "{calls}");
+}
+
+/// An XFS in a file, mounted for as long as this lives.
+struct Mount(tempfile::TempDir);
+
+impl Mount {
+    fn xfs() -> Result<Mount, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(400 * MIB).unwrap();
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
+        let run = |program: &str, args: &[&str], paths: &[&Path]| match Command::new(program)
+            .args(args)
+            .args(paths)
+            .output()
+        {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(format!(
+                "{program}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            )),
+            Err(error) => Err(format!("{program}: {error}")),
+        };
+        run("mkfs.xfs", &["-q", "-m", "reflink=1"], &[&image])?;
+        run("mount", &["-o", "loop"], &[&image, &dir.path().join("mnt")])?;
+        Ok(Mount(dir))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("mnt")
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.path()).status();
+    }
+}
+
+#[test]
+fn a_clone_shares_its_space_where_the_file_system_can() {
+    let folder = Folder::alone();
+    let mount = match Mount::xfs() {
+        Ok(mount) => mount,
+        Err(why) => {
+            println!("skipped: no file system with reflinks: {why}");
+            return;
+        }
+    };
+    let pool = Pool::open(mount.path()).unwrap();
+    let report = clone(&folder.pool, "disk.vhd", &pool, "copy.vhd").unwrap();
+    assert!(!report.reflinked && report.bytes >= 10 * MIB, "{report:?}");
+    is_clone(&folder, "disk.vhd", &pool, "copy.vhd");
+    let before = pool.space().unwrap().available;
+    let report = clone(&pool, "copy.vhd", &pool, "clone.vhd").unwrap();
+    let expected = CloneReport {
+        reflinked: true,
+        bytes: 0,
+    };
+    assert_eq!(report, expected);
+    is_clone(&folder, "disk.vhd", &pool, "clone.vhd");
+    let taken = before - pool.space().unwrap().available;
+    assert!(taken < MIB, "{taken}");
+    // It needs no room either: fill the file system but for a little.
+    let left = pool.space().unwrap().available - 5 * MIB;
+    let filler = std::fs::File::create(mount.path().join("filler")).unwrap();
+    rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, left).unwrap();
+    let report = clone(&pool, "copy.vhd", &pool, "third.vhd").unwrap();
+    assert!(report.reflinked);
+    // A copy from elsewhere does, and says so before anything is touched.
+    match clone(&folder.pool, "disk.vhd", &pool, "new/fourth.vhd") {
+        Err(OperationError::NoSpace { need, have, .. }) => {
+            assert!(need >= 10 * MIB && have < 6 * MIB, "{need} {have}");
+        }
+        result => panic!("{result:?}"),
+    }
+    assert!(!mount.path().join("new").exists());
+    // So does a compaction: of three blocks there is no room for two.
+    match compact(&pool, "copy.vhd", &CompactOptions::default(), &mut go_on) {
+        Err(OperationError::NoSpace { need, have, .. }) => {
+            assert!(
+                (5 * MIB..6 * MIB).contains(&need) && have < need,
+                "{need} {have}"
+            );
+        }
+        result => panic!("{result:?}"),
+    }
+    filler.set_len(left - 3 * MIB).unwrap();
+    // Now there is, once the zeros are counted.
+    let report = compact(&pool, "copy.vhd", &CompactOptions::default(), &mut go_on).unwrap();
+    assert_eq!(report.blocks_after, 3);
 }

@@ -192,6 +192,16 @@ impl Footer {
         bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_be_bytes());
     }
 
+    /// Puts another identity and time of creation into the bytes of a footer,
+    /// and that the disk belongs to no saved state.
+    pub(crate) fn encode_identity(bytes: &mut [u8; LEN], unique_id: Uuid, created: SystemTime) {
+        bytes[24..28].copy_from_slice(&timestamp(created).to_be_bytes());
+        bytes[68..84].copy_from_slice(unique_id.as_bytes());
+        bytes[84] = 0;
+        let sum = checksum(bytes, CHECKSUM);
+        bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_be_bytes());
+    }
+
     /// When the disk was made.
     pub(crate) fn created(&self) -> SystemTime {
         time(self.timestamp)
@@ -306,6 +316,26 @@ mod tests {
             (new.unique_id, new.timestamp),
             (old.unique_id, old.timestamp)
         );
+    }
+
+    #[test]
+    fn another_identity_changes_nothing_else() {
+        let mut old = footer();
+        old.saved_state = true;
+        old.original_size = 5;
+        let mut bytes = old.encode();
+        // A field that is unknown to us.
+        bytes[200] = 9;
+        let created = UNIX_EPOCH + Duration::from_secs(946_684_800 + 88);
+        Footer::encode_identity(&mut bytes, Uuid::from_bytes([8; 16]), created);
+        let expected = Footer {
+            timestamp: 88,
+            unique_id: Uuid::from_bytes([8; 16]),
+            saved_state: false,
+            ..old
+        };
+        assert_eq!(Footer::parse(&bytes), Ok(expected));
+        assert_eq!(bytes[200], 9);
     }
 
     #[test]

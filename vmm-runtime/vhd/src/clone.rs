@@ -1,0 +1,322 @@
+//! Cloning a disk: the same file again, with an identity of its own.
+
+use std::fs::File;
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::time::SystemTime;
+
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::block::IoError;
+use crate::chain::{self, ParentLink};
+use crate::create::{CreateError, Names};
+use crate::error::OpenError;
+use crate::format::DiskType;
+use crate::format::footer::Footer;
+use crate::gate::Gate;
+use crate::image::{NewParent, Refusal, Tuning, recognise};
+use crate::import::Progress;
+use crate::lock::{self, LockError, Mode};
+use crate::operation::{OperationError, report};
+use crate::pool::Pool;
+use crate::reparent::write_parent;
+use crate::storage::{Backing, FileStorage, next_data};
+
+/// What [`clone_disk`] makes.
+#[derive(Debug, Clone)]
+pub struct CloneOptions {
+    /// The identity that children of the clone refer to.
+    pub unique_id: Uuid,
+    /// The time of creation; the format keeps whole seconds from 2000 on.
+    pub created: SystemTime,
+}
+
+impl CloneOptions {
+    /// A clone with a random identity, created now.
+    pub fn new() -> CloneOptions {
+        CloneOptions {
+            unique_id: Uuid::new_v4(),
+            created: SystemTime::now(),
+        }
+    }
+}
+
+impl Default for CloneOptions {
+    fn default() -> CloneOptions {
+        CloneOptions::new()
+    }
+}
+
+/// What a clone took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloneReport {
+    /// Whether both files share their space until one of them changes.
+    pub reflinked: bool,
+    /// Bytes that were copied: without holes, and 0 if the space is shared.
+    pub bytes: u64,
+}
+
+/// Makes the disk `target` the same as the disk `rel`, of the same type, and
+/// with the identity that the options give. Where the file system can share
+/// space between files (btrfs, XFS) that takes neither time nor room, and a
+/// write to either disk may later find the file system full, even if the disk
+/// is fixed. Elsewhere the data is copied, in the kernel where it can do
+/// that; there must be room for it, and the file system is asked before.
+///
+/// A clone of a differencing disk has the same parent. It is no part of a
+/// saved state that the source belongs to. The source must not be open for
+/// writing. The clone gets its name when it is complete and durable; after an
+/// error or a cancellation nothing is left of it.
+pub fn clone_disk(
+    pool: &Pool,
+    rel: impl AsRef<Path>,
+    target_pool: &Pool,
+    target: impl AsRef<Path>,
+    options: &CloneOptions,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<CloneReport, OperationError> {
+    let (rel, target) = (rel.as_ref(), target.as_ref());
+    let (source, _lock) = lock::open_locked(&pool.place(rel)?, Mode::Shared)
+        .map_err(|error| OpenError::from_lock(rel, error))?;
+    let source = File::from(source);
+    let to_source = |operation, source| OpenError::Io {
+        path: rel.to_owned(),
+        operation,
+        source,
+    };
+    let metadata = source
+        .metadata()
+        .map_err(|error| to_source("look at the file", error))?;
+    let len = metadata.len();
+    let again = source
+        .try_clone()
+        .map_err(|error| to_source("duplicate the descriptor", error))?;
+    let gate = Gate::open();
+    gate.close();
+    let backing = Backing::new(
+        Box::new(FileStorage::new(again)),
+        gate,
+        &rel.to_string_lossy(),
+    );
+    let bad = |refusal: Refusal| OpenError::from_refusal(rel, refusal);
+    let found = recognise(&backing, Tuning::default()).map_err(bad)?;
+    let link = chain::read_link(&backing, &found).map_err(bad)?;
+    let data = data_len(&source, len).map_err(|error| to_source("look for data", error))?;
+    report(0, len, progress)?;
+    let need = match found.disk_type {
+        // All of its space is reserved.
+        DiskType::Fixed => len,
+        DiskType::Dynamic | DiskType::Differencing => data,
+    };
+    let no_space = |have| OperationError::NoSpace {
+        path: target.to_owned(),
+        need,
+        have,
+    };
+    // A pool elsewhere can't share the space. (One here may be on a file
+    // system that can't, either: asked below.)
+    let have = target_pool.space()?.available;
+    if have < need && target_pool.identity()?.0 != metadata.dev() {
+        return Err(no_space(have));
+    }
+    let mut names = Names::take(target_pool, target)?;
+    let file = names.create()?;
+    let to_target = |operation: &'static str, source: io::Error| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            no_space(names.target.space().map_or(0, |space| space.available))
+        }
+        _ => CreateError::Io {
+            path: target.to_owned(),
+            operation,
+            source,
+        }
+        .into(),
+    };
+    lock::lock_for_qemu(file.as_fd(), Mode::Exclusive).map_err(|error| match error {
+        LockError::Io(source) => to_target("lock the file", source),
+        error => OpenError::from_lock(target, error).into(),
+    })?;
+    let reflinked = share(&source, &file).map_err(|error| to_target("share the data", error))?;
+    if !reflinked {
+        let have = names.target.space()?.available;
+        if have < need {
+            return Err(no_space(have));
+        }
+        file.set_len(len)
+            .map_err(|error| to_target("set the length", error))?;
+        if found.disk_type == DiskType::Fixed {
+            match FileStorage::reserve(&file, len) {
+                Err(error) if error.kind() != io::ErrorKind::Unsupported => {
+                    return Err(to_target("reserve the disk's space", error));
+                }
+                _ => {}
+            }
+        }
+        let mut copy = Copy {
+            source: &source,
+            target: &file,
+            in_kernel: true,
+            buf: Vec::new(),
+        };
+        let mut at = 0;
+        while let Some(run) =
+            next_data(&source, at..len).map_err(|error| to_source("look for data", error))?
+        {
+            at = run.start;
+            while at < run.end {
+                at += copy
+                    .some(at..run.end)
+                    .map_err(|error| to_target("copy the data", error))?;
+                report(at, len, progress)?;
+            }
+        }
+    }
+    let name = target.to_string_lossy();
+    let disk = Backing::new(Box::new(FileStorage::new(file)), Gate::open(), &name);
+    let link = link.and_then(|link| moved_link(pool, rel, target_pool, target, link).transpose());
+    make_own(&disk, target, link.transpose()?, options)?;
+    report(len, len, progress)?;
+    names.publish()?;
+    Ok(CloneReport {
+        reflinked,
+        bytes: if reflinked { 0 } else { data },
+    })
+}
+
+/// Makes a copy a disk of its own, durably.
+fn make_own(
+    disk: &Backing,
+    target: &Path,
+    link: Option<NewParent>,
+    options: &CloneOptions,
+) -> Result<(), OperationError> {
+    let bad = |refusal: Refusal| OpenError::from_refusal(target, refusal);
+    let io = OperationError::io(target);
+    if let Some(link) = link {
+        let found = recognise(disk, Tuning::default()).map_err(bad)?;
+        write_parent(disk, &found, &link, Tuning::default()).map_err(&io)?;
+    }
+    let found = recognise(disk, Tuning::default()).map_err(bad)?;
+    let mut footer = found.footer_bytes;
+    Footer::encode_identity(&mut footer, options.unique_id, options.created);
+    let write = || -> Result<(), IoError> {
+        if found.header.is_some() {
+            disk.write(&footer, 0)?;
+        }
+        disk.write(&footer, found.data_end)?;
+        disk.sync()
+    };
+    write().map_err(&io)
+}
+
+/// What the clone is told of its parent, where the source's way there is not
+/// the clone's.
+fn moved_link(
+    pool: &Pool,
+    rel: &Path,
+    target_pool: &Pool,
+    target: &Path,
+    link: ParentLink,
+) -> Result<Option<NewParent>, OpenError> {
+    let Some(old) = link.relative.first() else {
+        return Ok(None);
+    };
+    let (relative, absolute) = if pool.identity()? == target_pool.identity()? {
+        let moved = chain::moved_path(rel, target, old);
+        if moved.as_ref() == Some(old) {
+            return Ok(None);
+        }
+        (moved, None)
+    } else {
+        (None, chain::absolute_of(pool, rel, old)?)
+    };
+    Ok(Some(NewParent {
+        unique_id: link.unique_id,
+        modified: link.modified,
+        name: link.name,
+        relative,
+        absolute: link.absolute.into_iter().next().or(absolute),
+    }))
+}
+
+/// How many bytes of a file are not holes.
+fn data_len(file: &File, len: u64) -> io::Result<u64> {
+    let (mut bytes, mut at) = (0, 0);
+    while let Some(run) = next_data(file, at..len)? {
+        at = run.end;
+        bytes += run.end - run.start;
+    }
+    Ok(bytes)
+}
+
+/// Makes `target` share all of the space of `source`. False where the file
+/// system can't.
+fn share(source: &File, target: &File) -> io::Result<bool> {
+    match rustix::fs::ioctl_ficlone(target, source) {
+        Ok(()) => Ok(true),
+        Err(
+            Errno::OPNOTSUPP
+            | Errno::NOTTY
+            | Errno::XDEV
+            | Errno::INVAL
+            | Errno::NOSYS
+            | Errno::PERM,
+        ) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How much is asked of the kernel at once.
+const IN_KERNEL: u64 = 64 << 20;
+/// How much is copied at once otherwise.
+const CHUNK: u64 = 1 << 20;
+
+struct Copy<'a> {
+    source: &'a File,
+    target: &'a File,
+    /// Cleared once the kernel has refused.
+    in_kernel: bool,
+    buf: Vec<u8>,
+}
+
+impl Copy<'_> {
+    /// Copies the beginning of a range that is not empty; returns how much of
+    /// it.
+    fn some(&mut self, range: Range<u64>) -> io::Result<u64> {
+        let len = range.end - range.start;
+        while self.in_kernel {
+            let (mut from, mut to) = (range.start, range.start);
+            let piece = len.min(IN_KERNEL) as usize;
+            match rustix::fs::copy_file_range(
+                self.source,
+                Some(&mut from),
+                self.target,
+                Some(&mut to),
+                piece,
+            ) {
+                // Between some file systems it does nothing without an error.
+                Ok(0) => self.in_kernel = false,
+                Ok(done) => return Ok(done as u64),
+                Err(Errno::INTR) => {}
+                Err(
+                    Errno::XDEV
+                    | Errno::NOSYS
+                    | Errno::OPNOTSUPP
+                    | Errno::INVAL
+                    | Errno::PERM
+                    | Errno::IO,
+                ) => self.in_kernel = false,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let piece = len.min(CHUNK);
+        self.buf.resize(piece as usize, 0);
+        self.source.read_exact_at(&mut self.buf, range.start)?;
+        self.target.write_all_at(&self.buf, range.start)?;
+        Ok(piece)
+    }
+}
