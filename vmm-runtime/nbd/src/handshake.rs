@@ -1,57 +1,52 @@
 //! The fixed newstyle handshake.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 
+use crate::export::{Export, Exports};
 use crate::protocol::{
     BASE_ALLOCATION, BASE_ALLOCATION_ID, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, Fields, INIT_MAGIC,
     MAX_OPTION_BYTES, MAX_REQUEST_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, info, option, reply,
-    transmission_flag as flag,
 };
 
 /// A client haggles in a handful of options; more than this many is not a client.
 const MAX_OPTIONS: u32 = 64;
 
-/// What is offered to clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
-    /// The export's name. The empty name means it, too.
-    pub name: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// Writes are refused.
-    pub read_only: bool,
-}
-
-impl Export {
-    fn transmission_flags(&self, structured_replies: bool) -> u16 {
-        let mut flags = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::CAN_MULTI_CONN;
-        if structured_replies {
-            flags |= flag::SEND_DF;
-        }
-        if self.read_only {
-            flags | flag::READ_ONLY
-        } else {
-            flags | flag::SEND_FUA | flag::SEND_TRIM | flag::SEND_WRITE_ZEROES
-        }
-    }
-
-    fn is_called(&self, name: &str) -> bool {
-        name.is_empty() || name == self.name
-    }
-}
-
 /// What client and server have agreed on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Negotiated {
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    /// What the client has chosen.
+    pub export: Arc<Export>,
     /// Reads are answered in chunks.
     pub structured_replies: bool,
     /// The client may ask what is allocated.
     pub base_allocation: bool,
 }
 
+/// What has been agreed on before an export is chosen.
+#[derive(Default)]
+struct Agreed {
+    structured_replies: bool,
+    /// The export whose allocation the client wants to ask for.
+    base_allocation: Option<Arc<Export>>,
+}
+
+impl Agreed {
+    fn choose(self, export: &Arc<Export>) -> Session {
+        Session {
+            export: export.clone(),
+            structured_replies: self.structured_replies,
+            // For another export than the chosen one it does not count.
+            base_allocation: self
+                .base_allocation
+                .is_some_and(|other| Arc::ptr_eq(&other, export)),
+        }
+    }
+}
+
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
+pub(crate) enum HandshakeError {
     /// The connection failed or was closed.
     #[error("the connection: {0}")]
     Io(#[from] io::Error),
@@ -65,16 +60,19 @@ pub enum HandshakeError {
         /// What is there.
         found: u64,
     },
+    /// The client asked for what is not there, in the way that cannot be answered.
+    #[error("there is no export called {0:?}")]
+    NoSuchExport(String),
     /// The client went away in good order.
     #[error("the client gave up the handshake")]
     Aborted,
 }
 
-/// Shakes hands on `stream` until the client has chosen the export.
-pub fn negotiate(
+/// Shakes hands on `stream` until the client has chosen an export.
+pub(crate) fn negotiate(
     stream: &mut (impl Read + Write),
-    export: &Export,
-) -> Result<Negotiated, HandshakeError> {
+    exports: &Exports,
+) -> Result<Session, HandshakeError> {
     let mut greeting = Vec::with_capacity(18);
     greeting.extend(INIT_MAGIC.to_be_bytes());
     greeting.extend(OPTION_MAGIC.to_be_bytes());
@@ -93,7 +91,7 @@ pub fn negotiate(
     }
     let no_zeroes = client_flags & u32::from(FLAG_NO_ZEROES) != 0;
 
-    let mut agreed = Negotiated::default();
+    let mut agreed = Agreed::default();
     for _ in 0..MAX_OPTIONS {
         let (number, data) = read_option(stream)?;
         let data = match data {
@@ -110,16 +108,15 @@ pub fn negotiate(
         };
         match number {
             option::EXPORT_NAME => {
-                if !std::str::from_utf8(&data).is_ok_and(|name| export.is_called(name)) {
+                let name = std::str::from_utf8(&data).ok();
+                let Some(export) = name.and_then(|name| exports.find(name)) else {
                     // This option has no way to refuse but to hang up.
-                    return Err(unexpected(
-                        "NBD_OPT_EXPORT_NAME",
-                        "the name of this export",
-                        data.len() as u64,
+                    return Err(HandshakeError::NoSuchExport(
+                        String::from_utf8_lossy(&data).into_owned(),
                     ));
-                }
+                };
                 let mut answer = Vec::with_capacity(134);
-                answer.extend(export.size.to_be_bytes());
+                answer.extend(export.disk.size().to_be_bytes());
                 answer.extend(
                     export
                         .transmission_flags(agreed.structured_replies)
@@ -129,7 +126,7 @@ pub fn negotiate(
                     answer.extend([0; 124]);
                 }
                 stream.write_all(&answer)?;
-                return Ok(agreed);
+                return Ok(agreed.choose(export));
             }
             option::ABORT => {
                 // The client may have hung up already.
@@ -137,10 +134,12 @@ pub fn negotiate(
                 return Err(HandshakeError::Aborted);
             }
             option::LIST if data.is_empty() => {
-                let name = export.name.as_bytes();
-                let mut entry = (name.len() as u32).to_be_bytes().to_vec();
-                entry.extend(name);
-                send_reply(stream, number, reply::SERVER, &entry)?;
+                for export in exports.iter() {
+                    let mut entry = (export.name.len() as u32).to_be_bytes().to_vec();
+                    entry.extend(export.name.as_bytes());
+                    entry.extend(export.description.as_bytes());
+                    send_reply(stream, number, reply::SERVER, &entry)?;
+                }
                 send_reply(stream, number, reply::ACK, &[])?;
             }
             option::STRUCTURED_REPLY if data.is_empty() => {
@@ -155,57 +154,49 @@ pub fn negotiate(
                     b"the option takes no data",
                 )?;
             }
-            option::INFO | option::GO => match parse_info_request(&data) {
-                None => send_reply(stream, number, reply::ERR_INVALID, b"malformed")?,
-                Some(name) if !export.is_called(name) => {
-                    send_reply(
-                        stream,
-                        number,
-                        reply::ERR_UNKNOWN,
-                        b"there is no export of that name",
-                    )?;
+            option::INFO | option::GO => {
+                let Some(request) = parse_info_request(&data) else {
+                    refuse_malformed(stream, number)?;
+                    continue;
+                };
+                let Some(export) = exports.find(request.name) else {
+                    refuse_unknown(stream, number)?;
+                    continue;
+                };
+                send_info(stream, number, export, &request, agreed.structured_replies)?;
+                if number == option::GO {
+                    return Ok(agreed.choose(export));
                 }
-                Some(_) => {
-                    send_info(stream, number, export, agreed)?;
-                    if number == option::GO {
-                        return Ok(agreed);
-                    }
-                }
-            },
+            }
             option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
                 let set = number == option::SET_META_CONTEXT;
-                match parse_meta_context_request(&data) {
-                    _ if !agreed.structured_replies => {
-                        send_reply(
-                            stream,
-                            number,
-                            reply::ERR_INVALID,
-                            b"structured replies come first",
-                        )?;
-                    }
-                    None => send_reply(stream, number, reply::ERR_INVALID, b"malformed")?,
-                    Some(request) if !export.is_called(request.name) => {
-                        send_reply(
-                            stream,
-                            number,
-                            reply::ERR_UNKNOWN,
-                            b"there is no export of that name",
-                        )?;
-                    }
-                    Some(request) => {
-                        let asked = request.asks_for_base_allocation(set);
-                        if set {
-                            agreed.base_allocation = asked;
-                        }
-                        if asked {
-                            let id = if set { BASE_ALLOCATION_ID } else { 0 };
-                            let mut context = id.to_be_bytes().to_vec();
-                            context.extend(BASE_ALLOCATION.as_bytes());
-                            send_reply(stream, number, reply::META_CONTEXT, &context)?;
-                        }
-                        send_reply(stream, number, reply::ACK, &[])?;
+                if set {
+                    // Each attempt replaces the one before, even if it fails.
+                    agreed.base_allocation = None;
+                }
+                if !agreed.structured_replies {
+                    let message = b"structured replies come first";
+                    send_reply(stream, number, reply::ERR_INVALID, message)?;
+                    continue;
+                }
+                let Some(request) = parse_meta_context_request(&data) else {
+                    refuse_malformed(stream, number)?;
+                    continue;
+                };
+                let Some(export) = exports.find(request.name) else {
+                    refuse_unknown(stream, number)?;
+                    continue;
+                };
+                if request.asks_for_base_allocation(set) {
+                    let id = if set { BASE_ALLOCATION_ID } else { 0 };
+                    let mut context = id.to_be_bytes().to_vec();
+                    context.extend(BASE_ALLOCATION.as_bytes());
+                    send_reply(stream, number, reply::META_CONTEXT, &context)?;
+                    if set {
+                        agreed.base_allocation = Some(export.clone());
                     }
                 }
+                send_reply(stream, number, reply::ACK, &[])?;
             }
             _ => send_reply(stream, number, reply::ERR_UNSUP, b"unknown option")?,
         }
@@ -240,14 +231,37 @@ fn read_option(stream: &mut impl Read) -> Result<(u32, Option<Vec<u8>>), Handsha
     Ok((number, Some(data)))
 }
 
-/// The export's name in `NBD_OPT_INFO` or `NBD_OPT_GO`. What information the client would like does not matter: all
-/// there is is sent.
-fn parse_info_request(data: &[u8]) -> Option<&str> {
+fn refuse_malformed(stream: &mut impl Write, number: u32) -> io::Result<()> {
+    send_reply(stream, number, reply::ERR_INVALID, b"malformed")
+}
+
+fn refuse_unknown(stream: &mut impl Write, number: u32) -> io::Result<()> {
+    let message = b"there is no export of that name";
+    send_reply(stream, number, reply::ERR_UNKNOWN, message)
+}
+
+/// What `NBD_OPT_INFO` or `NBD_OPT_GO` ask for. Size, flags and block sizes are told in any case.
+struct InfoRequest<'a> {
+    name: &'a str,
+    wants_name: bool,
+    wants_description: bool,
+}
+
+fn parse_info_request(data: &[u8]) -> Option<InfoRequest<'_>> {
     let mut fields = Fields(data);
-    let name = fields.text()?;
-    let count = fields.u16()?;
-    fields.bytes(usize::from(count) * 2)?;
-    fields.0.is_empty().then_some(name)
+    let mut request = InfoRequest {
+        name: fields.text()?,
+        wants_name: false,
+        wants_description: false,
+    };
+    for _ in 0..fields.u16()? {
+        match fields.u16()? {
+            info::NAME => request.wants_name = true,
+            info::DESCRIPTION => request.wants_description = true,
+            _ => {}
+        }
+    }
+    fields.0.is_empty().then_some(request)
 }
 
 struct MetaContextRequest<'a> {
@@ -286,22 +300,25 @@ fn send_info(
     stream: &mut impl Write,
     number: u32,
     export: &Export,
-    agreed: Negotiated,
+    request: &InfoRequest<'_>,
+    structured_replies: bool,
 ) -> io::Result<()> {
-    let mut block_size = info::BLOCK_SIZE.to_be_bytes().to_vec();
-    // Any byte may be addressed; whole 4 KiB blocks are what the disk behind is fast with.
-    for size in [1, 4096, MAX_REQUEST_BYTES] {
-        block_size.extend(size.to_be_bytes());
+    let mut send = |kind: u16, content: &[u8]| {
+        let data = [&kind.to_be_bytes()[..], content].concat();
+        send_reply(stream, number, reply::INFO, &data)
+    };
+    if request.wants_name {
+        send(info::NAME, export.name.as_bytes())?;
     }
-    send_reply(stream, number, reply::INFO, &block_size)?;
-    let mut description = info::EXPORT.to_be_bytes().to_vec();
-    description.extend(export.size.to_be_bytes());
-    description.extend(
-        export
-            .transmission_flags(agreed.structured_replies)
-            .to_be_bytes(),
-    );
-    send_reply(stream, number, reply::INFO, &description)?;
+    if request.wants_description && !export.description.is_empty() {
+        send(info::DESCRIPTION, export.description.as_bytes())?;
+    }
+    // Any byte may be addressed; whole 4 KiB blocks are what the disk behind is fast with.
+    let sizes = [1, 4096, MAX_REQUEST_BYTES].map(u32::to_be_bytes);
+    send(info::BLOCK_SIZE, sizes.as_flattened())?;
+    let mut description = export.disk.size().to_be_bytes().to_vec();
+    description.extend(export.transmission_flags(structured_replies).to_be_bytes());
+    send(info::EXPORT, &description)?;
     send_reply(stream, number, reply::ACK, &[])
 }
 

@@ -1,23 +1,56 @@
-//! An NBD server on a unix socket in front of a [`paddock_vhd::BlockDevice`]: how QEMU reaches a disk whose file it may
-//! not open.
+//! An NBD server in front of [`paddock_vhd::BlockDevice`]s: how QEMU and other clients reach a disk whose file they may
+//! not open, or whose format they would not understand.
 //!
-//! Fixed newstyle handshake with `NBD_OPT_GO`, structured replies, `base:allocation` block status, flush, FUA, trim,
-//! write zeroes and several connections per disk. The protocol is the one of the NBD project's `doc/proto.md`.
+//! ```no_run
+//! use std::{path::Path, sync::Arc};
+//! use paddock_nbd::{Export, Server};
+//! use paddock_vhd::{Access, Gate, Pool, Vhd};
 //!
-//! Plain threads: one that accepts, one per connection that reads requests, and up to [`MAX_WORKERS`] per disk, started
-//! when there is work for them. Everything a client can ask for is bounded: the length of a request
-//! ([`MAX_REQUEST_BYTES`]), the requests and bytes that wait, the connections, and the time of a handshake.
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = Pool::open("/var/lib/paddock/pools/default")?;
+//! let disk = Arc::new(Vhd::open(&pool, "web/root.vhd", Access::ReadWrite, Gate::open())?);
+//! let server = Server::unix(Path::new("/run/root.sock"), vec![Export::new("root", disk)])?;
+//! // ...
+//! server.stop();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Fixed newstyle handshake with names, descriptions and block sizes, structured replies with holes, `base:allocation`
+//! block status, flush, FUA, trim, write zeroes, prefetch, and several connections per disk. The protocol is the one of
+//! the NBD project's `doc/proto.md`.
+//!
+//! Plain threads. One accepts; one per connection reads requests. While the disk answers small requests from memory,
+//! that thread works on them itself, and sends replies in batches; what has to be waited for goes to up to
+//! [`MAX_WORKERS`] others, started when there is work for them. Everything a client can ask for is bounded: the length
+//! of a request ([`MAX_REQUEST_BYTES`]), the requests and bytes that wait, the connections ([`MAX_CONNECTIONS`]), and
+//! the time of a handshake.
+//!
+//! It knows block devices and sockets. It must not know QEMU, Kubernetes, or where a disk comes from.
 
+mod buffer;
+mod connection;
+mod export;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+#[allow(clippy::expect_used)] // A panic is how a fuzz target tells.
+pub mod fuzzing;
 mod handshake;
+mod incoming;
+mod outbox;
+mod pace;
 mod protocol;
 mod queue;
+mod reply;
 mod server;
+mod socket;
 mod transmission;
 
-pub use handshake::{Export, HandshakeError, Negotiated, negotiate};
-pub use protocol::{Command, MAX_REQUEST_BYTES, ProtocolError, REQUEST_HEADER_BYTES, Request};
-pub use server::{MAX_CONNECTIONS, MAX_WORKERS, NbdServer};
-pub use transmission::{Job, execute, read_job};
+pub use connection::MAX_WORKERS;
+pub use export::{Export, ExportsError, MAX_EXPORTS};
+pub use protocol::MAX_REQUEST_BYTES;
+pub use server::{MAX_CONNECTIONS, ServeError, Server};
+pub use socket::Listener;
 
 #[cfg(test)]
 pub(crate) mod memory_disk;

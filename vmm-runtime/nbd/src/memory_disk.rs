@@ -22,9 +22,13 @@ pub(crate) struct State {
     pub fail: Option<IoError>,
 }
 
+/// Asked before each call; an error is what the call returns.
+type Hook = Box<dyn Fn(&Call) -> Result<(), IoError> + Send + Sync>;
+
 pub(crate) struct MemoryDisk {
     pub state: Mutex<State>,
     pub read_only: bool,
+    hook: Hook,
 }
 
 impl MemoryDisk {
@@ -35,10 +39,22 @@ impl MemoryDisk {
                 ..State::default()
             }),
             read_only: false,
+            hook: Box::new(|_| Ok(())),
+        }
+    }
+
+    pub fn hooked(
+        size: usize,
+        hook: impl Fn(&Call) -> Result<(), IoError> + Send + Sync + 'static,
+    ) -> Self {
+        MemoryDisk {
+            hook: Box::new(hook),
+            ..MemoryDisk::new(size)
         }
     }
 
     fn with<T>(&self, call: Call, work: impl FnOnce(&mut [u8]) -> T) -> Result<T, IoError> {
+        (self.hook)(&call)?;
         let mut state = self.state.lock().unwrap();
         state.calls.push(call);
         match &state.fail {

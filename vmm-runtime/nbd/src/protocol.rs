@@ -47,6 +47,8 @@ pub(crate) mod reply {
 /// Types of information in answer to `NBD_OPT_INFO` and `NBD_OPT_GO`.
 pub(crate) mod info {
     pub const EXPORT: u16 = 0;
+    pub const NAME: u16 = 1;
+    pub const DESCRIPTION: u16 = 2;
     pub const BLOCK_SIZE: u16 = 3;
 }
 
@@ -60,6 +62,7 @@ pub(crate) mod transmission_flag {
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub const SEND_DF: u16 = 1 << 7;
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub const SEND_CACHE: u16 = 1 << 10;
 }
 
 /// Flags of a request.
@@ -72,9 +75,11 @@ pub(crate) mod command_flag {
 
 /// Flags and types of a structured reply's chunk.
 pub(crate) mod chunk {
+    /// Of the reply's last chunk.
     pub const FLAG_DONE: u16 = 1;
     pub const NONE: u16 = 0;
     pub const OFFSET_DATA: u16 = 1;
+    pub const OFFSET_HOLE: u16 = 2;
     pub const BLOCK_STATUS: u16 = 5;
     pub const ERROR: u16 = (1 << 15) + 1;
 }
@@ -92,10 +97,12 @@ pub(crate) const BASE_ALLOCATION_ID: u32 = 1;
 
 /// The largest read or write, in bytes. It is what clients assume without being told, and QEMU's own limit.
 pub const MAX_REQUEST_BYTES: u32 = 32 << 20;
-/// The longest option that is read, in bytes: a name and a few queries, each of at most 4,096.
+/// The longest name, description or query, in bytes.
+pub(crate) const MAX_TEXT_BYTES: usize = 4096;
+/// The longest option that is read, in bytes: a name and a few queries.
 pub(crate) const MAX_OPTION_BYTES: u32 = 64 << 10;
 /// The size of a request's header, in bytes.
-pub const REQUEST_HEADER_BYTES: usize = 28;
+pub(crate) const REQUEST_HEADER_BYTES: usize = 28;
 
 /// Error numbers on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +131,7 @@ impl From<IoErrorKind> for WireError {
 
 /// Why a connection cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProtocolError {
+pub(crate) enum ProtocolError {
     /// The stream does not hold a request where one should begin.
     #[error("a request should begin with magic {REQUEST_MAGIC:#x}, found {found:#x}")]
     RequestMagic {
@@ -141,7 +148,7 @@ pub enum ProtocolError {
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// Read bytes.
     Read,
     /// Write bytes, which follow the header.
@@ -152,6 +159,8 @@ pub enum Command {
     Flush,
     /// Discard a range.
     Trim,
+    /// Expect reads of a range.
+    Cache,
     /// Zero a range.
     WriteZeroes,
     /// Ask what is allocated.
@@ -162,7 +171,7 @@ pub enum Command {
 
 /// A request's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// Flags, see the protocol's `NBD_CMD_FLAG_*`.
     pub flags: u16,
     /// The command.
@@ -191,6 +200,7 @@ impl Request {
             2 => Command::Disconnect,
             3 => Command::Flush,
             4 => Command::Trim,
+            5 => Command::Cache,
             6 => Command::WriteZeroes,
             7 => Command::BlockStatus,
             other => Command::Other(other),
@@ -247,7 +257,10 @@ impl<'a> Fields<'a> {
 
     /// A length of 32 bits, then as many bytes of UTF-8.
     pub fn text(&mut self) -> Option<&'a str> {
-        let len = self.u32()?;
-        std::str::from_utf8(self.bytes(usize::try_from(len).ok()?)?).ok()
+        let len = usize::try_from(self.u32()?).ok()?;
+        if len > MAX_TEXT_BYTES {
+            return None;
+        }
+        std::str::from_utf8(self.bytes(len)?).ok()
     }
 }

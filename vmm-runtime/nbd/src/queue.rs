@@ -18,6 +18,8 @@ struct State<T> {
     weight: usize,
     /// Workers that wait for an item.
     idle: usize,
+    /// Threads that wait for room.
+    blocked: usize,
     workers: usize,
     closed: bool,
 }
@@ -40,6 +42,7 @@ impl<T> Queue<T> {
                 waiting: VecDeque::new(),
                 weight: 0,
                 idle: 0,
+                blocked: 0,
                 workers: 0,
                 closed: false,
             }),
@@ -62,20 +65,25 @@ impl<T> Queue<T> {
             && (state.waiting.len() >= self.max_items
                 || (state.weight > 0 && state.weight.saturating_add(weight) > self.max_weight))
         {
+            state.blocked += 1;
             state = self
                 .not_full
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
+            state.blocked -= 1;
         }
         if state.closed {
             return Pushed::Closed;
         }
         state.weight += weight;
         state.waiting.push_back((item, weight));
-        let enough = state.idle >= state.waiting.len();
+        let (idle, waiting) = (state.idle, state.waiting.len());
         drop(state);
-        self.not_empty.notify_one();
-        if enough {
+        // A notification is a system call even if nobody waits.
+        if idle > 0 {
+            self.not_empty.notify_one();
+        }
+        if idle >= waiting {
             Pushed::Yes
         } else {
             Pushed::AllWorkersBusy
@@ -103,18 +111,21 @@ impl<T> Queue<T> {
     /// and empty.
     pub fn pop(&self, finished_weight: usize) -> Option<(T, usize)> {
         let mut state = self.lock();
-        if finished_weight > 0 {
-            state.weight -= finished_weight;
-            self.not_full.notify_all();
-        }
+        state.weight -= finished_weight;
         loop {
             if let Some(item) = state.waiting.pop_front() {
+                let blocked = state.blocked;
                 drop(state);
-                self.not_full.notify_all();
+                if blocked > 0 {
+                    self.not_full.notify_all();
+                }
                 return Some(item);
             }
             if state.closed {
                 return None;
+            }
+            if state.blocked > 0 {
+                self.not_full.notify_all();
             }
             state.idle += 1;
             state = self

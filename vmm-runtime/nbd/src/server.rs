@@ -1,169 +1,192 @@
-//! The threads of one disk's server.
+//! Accepting clients, and stopping.
 
-use std::io::{self, BufReader, Write};
-use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paddock_vhd::{BlockDevice, IoError};
 use tracing::{debug, warn};
 
-use crate::handshake::{Export, HandshakeError, Negotiated, negotiate};
-use crate::queue::{Pushed, Queue};
-use crate::transmission::{Job, execute, read_job};
+use crate::connection::{Connection, STACK_BYTES};
+use crate::export::{Export, Exports, ExportsError};
+use crate::handshake::{HandshakeError, negotiate};
+use crate::socket::{Listener, SocketFile, Stream};
 
-/// Threads that work on one disk at most.
-pub const MAX_WORKERS: usize = 8;
-/// Connections to one disk at most; QEMU needs one.
+/// Connections to one server at most; QEMU needs one per disk.
 pub const MAX_CONNECTIONS: usize = 16;
-const MAX_WAITING_JOBS: usize = 128;
-/// Of requests and replies in memory. One request of the largest size fits.
-const MAX_WAITING_BYTES: usize = 64 << 20;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A worker keeps its reply buffer up to this size, in bytes; larger ones are given back.
-const KEPT_BUFFER_BYTES: usize = 256 << 10;
-/// Of the threads; none recurses or has large locals.
-const STACK_BYTES: usize = 256 << 10;
-/// A broken disk fails every request; the log hears of it once per interval.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a client may take to fetch its last answers when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves one disk until it is stopped.
-pub struct NbdServer {
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The exports cannot be offered.
+    #[error(transparent)]
+    Exports(#[from] ExportsError),
+    /// The socket's file cannot be made.
+    #[error("cannot listen at {path}: {source}", path = path.display())]
+    Path {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The port cannot be had.
+    #[error("cannot listen at {address}: {source}")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The protocol has neither passwords nor encryption here.
+    #[error(
+        "a disk is served to this machine alone: expected an address such as 127.0.0.1, found {0}"
+    )]
+    NotLoopback(SocketAddr),
+    /// No thread can be started, or the listening socket is none.
+    #[error("cannot start: {0}")]
+    Start(#[source] io::Error),
+}
+
+/// Serves disks until it is stopped or dropped.
+#[derive(Debug)]
+pub struct Server {
     shared: Arc<Shared>,
-    acceptor: JoinHandle<()>,
+    acceptor: Option<JoinHandle<()>>,
+    /// Where clients connect to, if it is a port.
+    address: Option<SocketAddr>,
+    /// Removed after the last client is gone.
+    _file: Option<SocketFile>,
 }
 
+#[derive(Debug)]
 struct Shared {
-    export: Export,
-    device: Arc<dyn BlockDevice>,
-    listener: UnixListener,
-    queue: Queue<Work>,
+    exports: Exports,
+    listener: Listener,
     stopping: AtomicBool,
-    threads: Mutex<Threads>,
-    last_warning: Mutex<Option<Instant>>,
+    connections: Mutex<Vec<(Arc<Stream>, JoinHandle<()>)>>,
+    /// Connections that have not ended, for `ended` to tell.
+    open: Mutex<usize>,
+    ended: Condvar,
 }
 
-#[derive(Default)]
-struct Threads {
-    workers: Vec<JoinHandle<()>>,
-    connections: Vec<(Arc<Connection>, JoinHandle<()>)>,
-}
+impl Server {
+    /// Serves at a unix socket that only this user may connect to (mode 0600). The file goes when the server stops; one
+    /// that a killed server left is replaced, anything else is not.
+    pub fn unix(path: &Path, exports: Vec<Export>) -> Result<Self, ServeError> {
+        let exports = Exports::new(exports)?;
+        let (listener, file) = SocketFile::listen(path).map_err(|source| ServeError::Path {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::start(listener.into(), exports, Some(file))
+    }
 
-struct Connection {
-    stream: UnixStream,
-    /// Held while a reply is written.
-    writing: Mutex<()>,
-    /// Requests in work, and one for the thread that reads more. The last one closes the connection: a client that
-    /// disconnects still gets the answers to what it has asked.
-    users: AtomicUsize,
-}
-
-impl Connection {
-    fn release(&self) {
-        if self.users.fetch_sub(1, Ordering::SeqCst) == 1 {
-            let _ = self.stream.shutdown(Shutdown::Both);
+    /// Serves at a port of the loopback device; port 0 for any, see [`Server::address`]. Every user of this machine may
+    /// connect: prefer [`Server::unix`].
+    pub fn tcp(address: SocketAddr, exports: Vec<Export>) -> Result<Self, ServeError> {
+        if !address.ip().is_loopback() {
+            return Err(ServeError::NotLoopback(address));
         }
+        let exports = Exports::new(exports)?;
+        let listener =
+            TcpListener::bind(address).map_err(|source| ServeError::Address { address, source })?;
+        Self::start(listener.into(), exports, None)
     }
-}
 
-struct Work {
-    job: Job,
-    agreed: Negotiated,
-    connection: Arc<Connection>,
-}
+    /// Serves to whoever connects to `listener`, a unix socket or a port of the loopback device.
+    pub fn on(listener: impl Into<Listener>, exports: Vec<Export>) -> Result<Self, ServeError> {
+        Self::start(listener.into(), Exports::new(exports)?, None)
+    }
 
-impl Work {
-    fn new(job: Job, agreed: Negotiated, connection: &Arc<Connection>) -> Self {
-        connection.users.fetch_add(1, Ordering::SeqCst);
-        Work {
-            job,
-            agreed,
-            connection: connection.clone(),
+    fn start(
+        listener: Listener,
+        exports: Exports,
+        file: Option<SocketFile>,
+    ) -> Result<Self, ServeError> {
+        let address = listener.port().map_err(ServeError::Start)?;
+        if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+            return Err(ServeError::NotLoopback(address));
         }
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        self.connection.release();
-    }
-}
-
-impl NbdServer {
-    /// Serves `device` under `name` to whoever connects to `listener`.
-    pub fn start(
-        listener: UnixListener,
-        name: &str,
-        device: Arc<dyn BlockDevice>,
-    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            export: Export {
-                name: name.to_owned(),
-                size: device.size(),
-                read_only: device.read_only(),
-            },
-            device,
+            exports,
             listener,
-            queue: Queue::new(MAX_WAITING_JOBS, MAX_WAITING_BYTES),
             stopping: AtomicBool::new(false),
-            threads: Mutex::default(),
-            last_warning: Mutex::default(),
+            connections: Mutex::default(),
+            open: Mutex::default(),
+            ended: Condvar::new(),
         });
-        let acceptor = spawn(format!("nbd-{name}"), {
+        let acceptor = spawn("nbd".to_owned(), {
             let shared = shared.clone();
             move || shared.accept_all()
-        })?;
-        Ok(NbdServer { shared, acceptor })
+        })
+        .map_err(ServeError::Start)?;
+        Ok(Server {
+            shared,
+            acceptor: Some(acceptor),
+            address,
+            _file: file,
+        })
     }
 
-    /// Stops: closes the connections, finishes the requests that were read, though nobody hears of it, and lets go of
-    /// the disk. Does not flush it. Waits as long as the disk takes.
+    /// Where clients connect to, for a server at a port.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Stops: takes no further connections and requests, answers those it has, and lets go of the disks. Does not flush
+    /// them. Waits as long as the disks take; a client that does not fetch its answers is left after 5 s.
     pub fn stop(self) {
-        self.shared.stopping.store(true, Ordering::SeqCst);
-        // Wakes `accept`, which then fails with EINVAL.
-        if let Err(error) =
-            rustix::net::shutdown(&self.shared.listener, rustix::net::Shutdown::Both)
-        {
-            warn!(
-                export = self.shared.export.name,
-                "cannot stop listening: {error}"
-            );
+        drop(self);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        shared.stopping.store(true, Ordering::SeqCst);
+        if let Err(error) = shared.listener.stop() {
+            warn!("cannot stop listening: {error}");
         }
-        join(self.acceptor);
-        let connections = std::mem::take(&mut self.shared.lock_threads().connections);
-        for (connection, _) in &connections {
-            // Both halves: a worker may hang in writing to a client that reads no more.
-            let _ = connection.stream.shutdown(Shutdown::Both);
+        if let Some(acceptor) = self.acceptor.take() {
+            join(acceptor);
+        }
+        let connections = std::mem::take(&mut *lock(&shared.connections));
+        for (stream, _) in &connections {
+            stream.shutdown(Shutdown::Read);
+        }
+        let open = lock(&shared.open);
+        let drained = shared
+            .ended
+            .wait_timeout_while(open, DRAIN_TIMEOUT, |open| *open > 0);
+        drop(drained);
+        for (stream, _) in &connections {
+            // Both halves: a thread may hang in writing to a client that reads no more.
+            stream.shutdown(Shutdown::Both);
         }
         for (_, thread) in connections {
             join(thread);
         }
-        self.shared.queue.close();
-        let workers = std::mem::take(&mut self.shared.lock_threads().workers);
-        workers.into_iter().for_each(join);
     }
 }
 
 impl Shared {
-    fn lock_threads(&self) -> std::sync::MutexGuard<'_, Threads> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn accept_all(self: Arc<Self>) {
-        let name = &self.export.name;
         loop {
             match self.listener.accept() {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     if let Err(error) = self.clone().attach(stream) {
-                        warn!(export = name, "a connection was dropped: {error}");
+                        warn!("a connection was dropped: {error}");
                     }
                 }
                 Err(_) if self.stopping.load(Ordering::SeqCst) => return,
                 Err(error) => {
-                    warn!(export = name, "accept: {error}");
+                    warn!("accept: {error}");
                     // Out of descriptors or memory: that passes, and must not spin.
                     thread::sleep(Duration::from_millis(100));
                 }
@@ -171,114 +194,59 @@ impl Shared {
         }
     }
 
-    fn attach(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
-        let mut threads = self.lock_threads();
-        threads
-            .connections
-            .retain(|(_, thread)| !thread.is_finished());
-        if threads.connections.len() >= MAX_CONNECTIONS {
+    fn attach(self: Arc<Self>, stream: Stream) -> io::Result<()> {
+        let mut connections = lock(&self.connections);
+        connections.retain(|(_, thread)| !thread.is_finished());
+        if connections.len() >= MAX_CONNECTIONS {
             return Err(io::Error::other(format!(
                 "there are {MAX_CONNECTIONS} already"
             )));
         }
-        let connection = Arc::new(Connection {
-            stream,
-            writing: Mutex::new(()),
-            users: AtomicUsize::new(1),
-        });
-        let thread = spawn(format!("nbd-{}", self.export.name), {
-            let (shared, connection) = (self.clone(), connection.clone());
-            move || shared.serve(connection)
+        let stream = Arc::new(stream);
+        *lock(&self.open) += 1;
+        let open = Open(self.clone());
+        let thread = spawn("nbd-client".to_owned(), {
+            let stream = stream.clone();
+            move || open.0.serve(&stream)
         })?;
-        threads.connections.push((connection, thread));
+        connections.push((stream, thread));
         Ok(())
     }
 
-    fn serve(self: Arc<Self>, connection: Arc<Connection>) {
-        let name = &self.export.name;
-        match self.read_requests(&connection) {
-            Ok(()) => debug!(export = name, "a client disconnected"),
-            Err(HandshakeError::Aborted) => debug!(export = name, "a client gave up the handshake"),
+    fn serve(&self, stream: &Arc<Stream>) {
+        match self.serve_requests(stream) {
+            Ok(()) => debug!("a client disconnected"),
+            Err(HandshakeError::Aborted) => debug!("a client gave up the handshake"),
             Err(_) if self.stopping.load(Ordering::SeqCst) => {}
-            Err(error) => warn!(export = name, "a connection ended: {error}"),
+            Err(error) => warn!("a connection ended: {error}"),
         }
-        connection.release();
+        stream.shutdown(Shutdown::Both);
     }
 
-    fn read_requests(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<(), HandshakeError> {
-        let mut stream = &connection.stream;
-        stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
-        let agreed = negotiate(&mut stream, &self.export)?;
-        stream.set_read_timeout(None)?;
-        stream.set_write_timeout(None)?;
-        let mut reader = BufReader::with_capacity(16 << 10, stream);
-        while let Some(job) = read_job(&mut reader)? {
-            let weight = job.weight();
-            match self.queue.push(Work::new(job, agreed, connection), weight) {
-                Pushed::Yes => {}
-                Pushed::AllWorkersBusy => self.start_worker()?,
-                Pushed::Closed => return Ok(()),
-            }
-        }
+    fn serve_requests(&self, stream: &Arc<Stream>) -> Result<(), HandshakeError> {
+        stream.set_timeouts(Some(HANDSHAKE_TIMEOUT))?;
+        let session = negotiate(&mut &**stream, &self.exports)?;
+        stream.set_timeouts(None)?;
+        debug!(export = session.export.name, "a client connected");
+        let connection = Connection::new(stream.clone(), session);
+        connection.run(|| self.stopping.load(Ordering::Relaxed))?;
         Ok(())
     }
+}
 
-    /// One more worker, if there may be. An error if there is none at all.
-    fn start_worker(self: &Arc<Self>) -> io::Result<()> {
-        if !self.queue.add_worker(MAX_WORKERS) {
-            return Ok(());
-        }
-        let shared = self.clone();
-        match spawn(format!("disk-{}", self.export.name), move || shared.work()) {
-            Ok(thread) => {
-                self.lock_threads().workers.push(thread);
-                Ok(())
-            }
-            Err(_) if self.queue.remove_worker() => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
+/// Counts a connection until it has ended.
+struct Open(Arc<Shared>);
 
-    fn work(&self) {
-        let mut reply = Vec::new();
-        let mut finished = 0;
-        while let Some((work, weight)) = self.queue.pop(finished) {
-            finished = weight;
-            if let Err(error) = execute(&*self.device, work.agreed, &work.job, &mut reply) {
-                self.warn(&work.job, &error);
-            }
-            let writing = work
-                .connection
-                .writing
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            // The client may be gone; its reader notices.
-            let _ = (&work.connection.stream).write_all(&reply);
-            drop(writing);
-            if reply.capacity() > KEPT_BUFFER_BYTES {
-                reply = Vec::new();
-            }
-        }
+impl Drop for Open {
+    fn drop(&mut self) {
+        *lock(&self.0.open) -= 1;
+        self.0.ended.notify_all();
     }
+}
 
-    fn warn(&self, job: &Job, error: &IoError) {
-        let mut last = self
-            .last_warning
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
-            *last = Some(Instant::now());
-            let request = &job.request;
-            warn!(
-                disk = self.export.name,
-                command = ?request.command,
-                offset = request.offset,
-                length = request.length,
-                "{error}"
-            );
-        }
-    }
+/// Nothing that can panic runs under these locks, so a poisoned one is still consistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {

@@ -1,26 +1,27 @@
 //! A client written by hand, from the protocol's text, against the server on a real socket.
 
 use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::Command as Process;
 use std::sync::Arc;
 
-use paddock_vhd::{BlockDevice, IoError};
+use paddock_vhd::IoError;
 
 use crate::memory_disk::{Call, MemoryDisk};
-use crate::{MAX_CONNECTIONS, MAX_REQUEST_BYTES, NbdServer};
+use crate::{Export, MAX_CONNECTIONS, MAX_REQUEST_BYTES, ServeError, Server};
 
 struct Setup {
     directory: tempfile::TempDir,
     disk: Arc<MemoryDisk>,
-    server: NbdServer,
+    server: Server,
 }
 
 fn serve(disk: MemoryDisk) -> Setup {
     let directory = tempfile::tempdir().unwrap();
-    let listener = UnixListener::bind(directory.path().join("s")).unwrap();
     let disk = Arc::new(disk);
-    let server = NbdServer::start(listener, "root", disk.clone()).unwrap();
+    let exports = vec![Export::new("root", disk.clone())];
+    let server = Server::unix(&directory.path().join("s"), exports).unwrap();
     Setup {
         directory,
         disk,
@@ -34,12 +35,7 @@ impl Setup {
     }
 
     fn connect(&self) -> Client {
-        let mut stream = UnixStream::connect(self.socket()).unwrap();
-        let mut greeting = [0; 18];
-        stream.read_exact(&mut greeting).unwrap();
-        assert_eq!(&greeting, b"NBDMAGICIHAVEOPT\x00\x03");
-        stream.write_all(&[0, 0, 0, 3]).unwrap();
-        Client { stream }
+        Client::connect(&self.socket())
     }
 
     fn connect_simple(&self) -> Client {
@@ -50,18 +46,7 @@ impl Setup {
 
     fn connect_structured(&self) -> Client {
         let mut client = self.connect();
-        client.option(8, &[]);
-        assert_eq!(client.option_reply(), (8, 1, vec![]));
-        let mut query = vec![0, 0, 0, 4];
-        query.extend(b"root");
-        query.extend([0, 0, 0, 1, 0, 0, 0, 15]);
-        query.extend(b"base:allocation");
-        client.option(10, &query);
-        let mut context = vec![0, 0, 0, 1];
-        context.extend(b"base:allocation");
-        assert_eq!(client.option_reply(), (10, 4, context));
-        assert_eq!(client.option_reply(), (10, 1, vec![]));
-        client.go("");
+        client.choose_structured();
         client
     }
 }
@@ -71,6 +56,30 @@ struct Client {
 }
 
 impl Client {
+    fn connect(path: &std::path::Path) -> Self {
+        let mut stream = UnixStream::connect(path).unwrap();
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting, b"NBDMAGICIHAVEOPT\x00\x03");
+        stream.write_all(&[0, 0, 0, 3]).unwrap();
+        Client { stream }
+    }
+
+    fn choose_structured(&mut self) {
+        self.option(8, &[]);
+        assert_eq!(self.option_reply(), (8, 1, vec![]));
+        let mut query = vec![0, 0, 0, 4];
+        query.extend(b"root");
+        query.extend([0, 0, 0, 1, 0, 0, 0, 15]);
+        query.extend(b"base:allocation");
+        self.option(10, &query);
+        let mut context = vec![0, 0, 0, 1];
+        context.extend(b"base:allocation");
+        assert_eq!(self.option_reply(), (10, 4, context));
+        assert_eq!(self.option_reply(), (10, 1, vec![]));
+        self.go("");
+    }
+
     fn option(&mut self, number: u32, data: &[u8]) {
         self.stream.write_all(b"IHAVEOPT").unwrap();
         self.stream.write_all(&number.to_be_bytes()).unwrap();
@@ -141,12 +150,19 @@ impl Client {
 
     /// The type and the content of a structured reply of one chunk.
     fn chunk(&mut self, cookie: u64) -> (u16, Vec<u8>) {
+        let (flags, kind, content) = self.next_chunk(cookie);
+        assert_eq!(flags, 1, "the only chunk");
+        (kind, content)
+    }
+
+    /// Flags, type and content of a chunk.
+    fn next_chunk(&mut self, cookie: u64) -> (u16, u16, Vec<u8>) {
         assert_eq!(self.u32(), 0x668e33ef);
-        assert_eq!(u16::from_be_bytes(self.bytes()), 1, "the only chunk");
+        let flags = u16::from_be_bytes(self.bytes());
         let kind = u16::from_be_bytes(self.bytes());
         assert_eq!(u64::from_be_bytes(self.bytes()), cookie);
         let len = self.u32();
-        (kind, self.vec(len as usize))
+        (flags, kind, self.vec(len as usize))
     }
 
     fn call(&mut self, flags: u16, command: u16, offset: u64, length: u32) -> u32 {
@@ -163,6 +179,7 @@ const READ: u16 = 0;
 const WRITE: u16 = 1;
 const FLUSH: u16 = 3;
 const TRIM: u16 = 4;
+const CACHE: u16 = 5;
 const ZERO: u16 = 6;
 const STATUS: u16 = 7;
 const FUA: u16 = 1;
@@ -230,12 +247,249 @@ fn structured_reads_and_block_status() {
     client.send(8, STATUS, 8, 8000, 8000);
     let one = [1_u32, 192, 0].map(u32::to_be_bytes).concat();
     assert_eq!(client.chunk(8), (5, one));
-    // Past the end: an error chunk with EINVAL and no message.
-    client.send(0, READ, 9, 16384, 1);
-    assert_eq!(client.chunk(9), (0x8001, vec![0, 0, 0, 22, 0, 0]));
-    // Other commands are answered simply.
+    // Past the end: an error chunk with EINVAL and the reason, whatever the command.
+    for command in [READ, STATUS, TRIM, ZERO] {
+        client.send(0, command, 9, 16384, 1);
+        let message = b"the range passes the disk's end";
+        let error = [&[0, 0, 0, 22, 0, message.len() as u8], &message[..]].concat();
+        assert_eq!(client.chunk(9), (0x8001, error));
+    }
+    setup.disk.state.lock().unwrap().fail = Some(IoError::GateClosed);
+    client.send(0, READ, 9, 0, 1);
+    let message = IoError::GateClosed.to_string();
+    let error = [&[0, 0, 0, 108, 0, message.len() as u8], message.as_bytes()].concat();
+    assert_eq!(client.chunk(9), (0x8001, error));
+    setup.disk.state.lock().unwrap().fail = None;
+    // What other commands have done is said simply.
     assert_eq!(client.call(0, FLUSH, 0, 0), 0);
     setup.server.stop();
+}
+
+/// A hole of 128 KiB, 64 KiB of data, 32 KiB of zeros, 32 KiB of data, a hole of 64 KiB.
+fn disk_with_holes() -> MemoryDisk {
+    let mut disk = MemoryDisk::new(320 << 10);
+    let bytes = &mut disk.state.get_mut().unwrap().bytes;
+    bytes[128 << 10..192 << 10].fill(1);
+    bytes[224 << 10..256 << 10].fill(2);
+    disk
+}
+
+#[test]
+fn long_reads_tell_holes_instead_of_sending_zeros() {
+    let setup = serve(disk_with_holes());
+    let mut client = setup.connect_structured();
+    client.send(0, READ, 1, 0, 320 << 10);
+    let hole =
+        |offset: u64, length: u32| [&offset.to_be_bytes()[..], &length.to_be_bytes()].concat();
+    assert_eq!(client.next_chunk(1), (0, 2, hole(0, 128 << 10)));
+    let (flags, kind, data) = client.next_chunk(1);
+    assert_eq!((flags, kind), (0, 1));
+    assert_eq!(data[..8], (128_u64 << 10).to_be_bytes());
+    assert!(data[8..] == setup.disk.state.lock().unwrap().bytes[128 << 10..256 << 10]);
+    assert_eq!(client.next_chunk(1), (1, 2, hole(256 << 10, 64 << 10)));
+    // All of it one hole, in one chunk.
+    client.send(4, READ, 2, 0, 128 << 10);
+    assert_eq!(client.chunk(2), (2, hole(0, 128 << 10)));
+    // Not in fragments: the zeros are sent.
+    client.send(4, READ, 3, 64 << 10, 128 << 10);
+    let (kind, data) = client.chunk(3);
+    assert_eq!((kind, data.len()), (1, 8 + (128 << 10)));
+    // A short read is one piece, and the disk is not asked what is there.
+    client.send(0, READ, 4, 0, 4096);
+    let (kind, data) = client.chunk(4);
+    assert_eq!((kind, data.len()), (1, 8 + 4096));
+    setup.server.stop();
+}
+
+#[test]
+fn a_read_that_fails_half_way_is_only_an_error() {
+    let setup = serve(MemoryDisk::hooked(320 << 10, |call| match call {
+        Call::Read(offset, _) if *offset >= 160 << 10 => Err(IoError::GateClosed),
+        _ => Ok(()),
+    }));
+    let fill = |range: std::ops::Range<usize>| {
+        setup.disk.state.lock().unwrap().bytes[range].fill(1);
+    };
+    fill(0..64 << 10);
+    fill(160 << 10..320 << 10);
+    let mut client = setup.connect_structured();
+    client.send(0, READ, 1, 0, 320 << 10);
+    let (kind, error) = client.chunk(1);
+    assert_eq!((kind, &error[..4]), (0x8001, &[0, 0, 0, 108][..]));
+    setup.server.stop();
+}
+
+#[test]
+fn a_prefetch_reads_and_sends_nothing() {
+    let setup = serve(MemoryDisk::new(1 << 20));
+    let mut client = setup.connect_simple();
+    assert_eq!(client.call(0, CACHE, 4096, 300 << 10), 0);
+    assert_eq!(
+        setup.disk.state.lock().unwrap().calls,
+        [
+            Call::Read(4096, 256 << 10),
+            Call::Read(4096 + (256 << 10), 44 << 10)
+        ]
+    );
+    setup.server.stop();
+}
+
+#[test]
+fn exports_are_listed_and_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let disk = Arc::new(MemoryDisk::new(8192));
+    let exports = vec![
+        Export::new("a", Arc::new(MemoryDisk::new(4096))),
+        Export {
+            read_only: true,
+            description: "the second".to_owned(),
+            ..Export::new("b", disk.clone())
+        },
+    ];
+    let server = Server::unix(&path, exports).unwrap();
+    let mut client = Client::connect(&path);
+    client.option(3, &[]);
+    assert_eq!(client.option_reply(), (3, 2, b"\0\0\0\x01a".to_vec()));
+    assert_eq!(
+        client.option_reply(),
+        (3, 2, b"\0\0\0\x01bthe second".to_vec())
+    );
+    assert_eq!(client.option_reply(), (3, 1, vec![]));
+    // INFO, with name and description.
+    client.option(6, b"\0\0\0\x01b\0\x02\0\x01\0\x02");
+    assert_eq!(client.option_reply(), (6, 3, b"\0\x01b".to_vec()));
+    assert_eq!(client.option_reply(), (6, 3, b"\0\x02the second".to_vec()));
+    assert_eq!(client.option_reply().2[..2], [0, 3]);
+    assert_eq!(client.option_reply().2[..2], [0, 0]);
+    assert_eq!(client.option_reply(), (6, 1, vec![]));
+    // A context for one export does not count for another.
+    client.option(8, &[]);
+    assert_eq!(client.option_reply().1, 1);
+    client.option(10, b"\0\0\0\x01a\0\0\0\x01\0\0\0\x0fbase:allocation");
+    assert_eq!(client.option_reply().1, 4);
+    assert_eq!(client.option_reply().1, 1);
+    assert_eq!(client.go("b"), (8192, 0b101_1000_0111));
+    client.send(0, STATUS, 1, 0, 512);
+    assert_eq!(client.chunk(1).1[..4], [0, 0, 0, 22]);
+    // An export for reading refuses changes to a disk that would take them.
+    client.send(0, TRIM, 2, 0, 512);
+    assert_eq!(client.chunk(2).1[..4], [0, 0, 0, 1]);
+    assert_eq!(disk.state.lock().unwrap().calls, []);
+    server.stop();
+    assert!(!path.exists(), "a stopped server removes its socket");
+}
+
+#[test]
+fn a_port_is_served_to_this_machine_alone() {
+    let export = || vec![Export::new("root", Arc::new(MemoryDisk::new(4096)))];
+    let refused = Server::tcp("0.0.0.0:0".parse().unwrap(), export());
+    assert!(matches!(refused, Err(ServeError::NotLoopback(_))));
+    let everywhere = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let refused = Server::on(everywhere, export());
+    assert!(matches!(refused, Err(ServeError::NotLoopback(_))));
+    let server = Server::tcp("127.0.0.1:0".parse().unwrap(), export()).unwrap();
+    let mut stream = TcpStream::connect(server.address().unwrap()).unwrap();
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"NBDMAGICIHAVEOPT\x00\x03");
+    server.stop();
+    assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)));
+}
+
+#[test]
+fn a_flush_on_one_connection_covers_what_another_has_written() {
+    let setup = serve(MemoryDisk::new(4096));
+    let (mut writer, mut flusher) = (setup.connect_simple(), setup.connect_simple());
+    writer.send(0, WRITE, 1, 0, 1);
+    writer.stream.write_all(b"x").unwrap();
+    assert_eq!(writer.simple_reply(1), 0);
+    assert_eq!(flusher.call(0, FLUSH, 0, 0), 0);
+    assert_eq!(
+        setup.disk.state.lock().unwrap().calls,
+        [Call::Write(0, 1), Call::Flush]
+    );
+    setup.server.stop();
+}
+
+#[test]
+fn many_at_once_each_get_their_own_answer() {
+    // Small ones are answered by the thread that reads them, large ones by workers.
+    let size: u32 = 4 << 20;
+    let setup = serve(MemoryDisk::new(size as usize));
+    for (at, block) in setup
+        .disk
+        .state
+        .lock()
+        .unwrap()
+        .bytes
+        .chunks_mut(512)
+        .enumerate()
+    {
+        block[..8].copy_from_slice(&(at as u64).to_be_bytes());
+    }
+    let mut client = setup.connect_simple();
+    let lengths: Vec<u32> = (0..300).map(|n| [512, 4096, 128 << 10][n % 3]).collect();
+    let offset = |cookie: u64| cookie * 7919 % 4096 * 512;
+    let mut sender = Client {
+        stream: client.stream.try_clone().unwrap(),
+    };
+    let to_send = lengths.clone();
+    let sending = std::thread::spawn(move || {
+        for (cookie, length) in (0..).zip(to_send) {
+            sender.send(0, READ, cookie, offset(cookie), length);
+        }
+    });
+    let mut seen = Vec::new();
+    for _ in 0..lengths.len() {
+        assert_eq!(client.u32(), 0x67446698);
+        let error = client.u32();
+        let cookie = u64::from_be_bytes(client.bytes());
+        let length = lengths[cookie as usize];
+        if offset(cookie) + u64::from(length) > size.into() {
+            assert_eq!(error, 22);
+        } else {
+            assert_eq!(error, 0);
+            for (at, block) in client.vec(length as usize).chunks(512).enumerate() {
+                assert_eq!(block[..8], (offset(cookie) / 512 + at as u64).to_be_bytes());
+            }
+        }
+        seen.push(cookie);
+    }
+    sending.join().unwrap();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..300).collect::<Vec<u64>>());
+    setup.server.stop();
+}
+
+#[test]
+fn what_was_asked_before_a_stop_is_answered() {
+    let (entered, flushing) = std::sync::mpsc::channel();
+    let (release, go_on) = std::sync::mpsc::channel();
+    let go_on = std::sync::Mutex::new(go_on);
+    let setup = serve(MemoryDisk::hooked(4096, move |call| {
+        if *call == Call::Flush {
+            entered.send(()).unwrap();
+            go_on.lock().unwrap().recv().unwrap();
+        }
+        Ok(())
+    }));
+    let path = setup.socket();
+    let mut client = setup.connect_simple();
+    client.send(0, FLUSH, 1, 0, 0);
+    flushing.recv().unwrap();
+    let stopping = std::thread::spawn(move || setup.server.stop());
+    // Others are turned away, while the one that waits goes on waiting.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while UnixStream::connect(&path).is_ok() {
+        assert!(std::time::Instant::now() < deadline, "it still listens");
+        std::thread::yield_now();
+    }
+    release.send(()).unwrap();
+    assert_eq!(client.simple_reply(1), 0);
+    assert!(client.is_closed());
+    stopping.join().unwrap();
+    assert_eq!(Arc::strong_count(&setup.disk), 1);
 }
 
 #[test]
@@ -251,7 +505,8 @@ fn refusals_do_not_reach_the_disk() {
         (0, STATUS, 0, 1, 22),
         (4, READ, 0, 1, 22),
         (1 << 4, ZERO, 0, 1, 22),
-        (0, 5, 0, 1, 22),
+        (0, 5, 4096, 1, 22),
+        (0, 8, 0, 1, 22),
         (0, 99, 0, 1, 22),
     ] {
         assert_eq!(
@@ -266,12 +521,11 @@ fn refusals_do_not_reach_the_disk() {
 
 #[test]
 fn a_read_only_disk_refuses_changes_and_says_so() {
-    let setup = serve(MemoryDisk {
-        read_only: true,
-        ..MemoryDisk::new(4096)
-    });
+    let mut disk = MemoryDisk::new(4096);
+    disk.read_only = true;
+    let setup = serve(disk);
     let mut client = setup.connect();
-    assert_eq!(client.go("root"), (4096, 0b1_0000_0111));
+    assert_eq!(client.go("root"), (4096, 0b101_0000_0111));
     for command in [TRIM, ZERO] {
         assert_eq!(client.call(0, command, 0, 1), 1);
     }
@@ -335,46 +589,14 @@ fn errors_of_the_disk_have_their_numbers() {
 
 #[test]
 fn a_flush_that_fails_fails_the_fua_write() {
-    struct NoFlush(MemoryDisk);
-    impl BlockDevice for NoFlush {
-        fn size(&self) -> u64 {
-            self.0.size()
-        }
-        fn read_only(&self) -> bool {
-            false
-        }
-        fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), IoError> {
-            self.0.read_at(buf, offset)
-        }
-        fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), IoError> {
-            self.0.write_at(buf, offset)
-        }
-        fn flush(&self) -> Result<(), IoError> {
-            Err(IoError::GateClosed)
-        }
-        fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
-            self.0.discard(offset, len)
-        }
-        fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
-            self.0.write_zeroes(offset, len)
-        }
-        fn block_status(&self, offset: u64, len: u64) -> Result<Vec<paddock_vhd::Extent>, IoError> {
-            self.0.block_status(offset, len)
-        }
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let listener = UnixListener::bind(directory.path().join("s")).unwrap();
-    let server =
-        NbdServer::start(listener, "root", Arc::new(NoFlush(MemoryDisk::new(512)))).unwrap();
-    let mut client = Client {
-        stream: UnixStream::connect(directory.path().join("s")).unwrap(),
-    };
-    client.bytes::<18>();
-    client.stream.write_all(&[0, 0, 0, 3]).unwrap();
-    client.go("root");
+    let setup = serve(MemoryDisk::hooked(512, |call| match call {
+        Call::Flush => Err(IoError::GateClosed),
+        _ => Ok(()),
+    }));
+    let mut client = setup.connect_simple();
     assert_eq!(client.call(0, ZERO, 0, 512), 0);
     assert_eq!(client.call(FUA, ZERO, 0, 512), 108);
-    server.stop();
+    setup.server.stop();
 }
 
 #[test]
@@ -413,7 +635,7 @@ fn options_are_answered_as_the_protocol_says() {
     client.option(3, &[]);
     assert_eq!(client.option_reply(), (3, 2, b"\0\0\0\x04root".to_vec()));
     assert_eq!(client.option_reply(), (3, 1, vec![]));
-    assert_eq!(client.go("root"), (4096, 0b1_1110_1101));
+    assert_eq!(client.go("root"), (4096, 0b101_1110_1101));
     assert_eq!(client.call(0, FLUSH, 0, 0), 0);
     let mut aborting = setup.connect();
     aborting.option(2, &[]);
@@ -428,7 +650,7 @@ fn the_old_way_to_choose_an_export_works() {
     let mut client = setup.connect();
     client.option(1, b"root");
     assert_eq!(u64::from_be_bytes(client.bytes()), 4096);
-    assert_eq!(u16::from_be_bytes(client.bytes()), 0b1_0110_1101);
+    assert_eq!(u16::from_be_bytes(client.bytes()), 0b101_0110_1101);
     assert_eq!(client.call(0, FLUSH, 0, 0), 0);
     let mut stranger = setup.connect();
     stranger.option(1, b"boot");

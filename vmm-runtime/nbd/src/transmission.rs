@@ -1,201 +1,237 @@
-//! Requests and their replies.
-
-use std::io::{self, Read};
+//! What is done for a request.
 
 use paddock_vhd::{BlockDevice, Extent, ExtentKind, IoError};
 
-use crate::handshake::Negotiated;
+use crate::buffer::Buffer;
+use crate::handshake::Session;
 use crate::protocol::{
-    BASE_ALLOCATION_ID, Command, MAX_REQUEST_BYTES, ProtocolError, REQUEST_HEADER_BYTES, Request,
-    SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, WireError, allocation, chunk, command_flag,
+    BASE_ALLOCATION_ID, Command, MAX_REQUEST_BYTES, Request, WireError, allocation, chunk,
+    command_flag,
 };
+use crate::reply::{put_chunk, put_done, put_error, put_simple};
 
-/// A request with the bytes to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Job {
-    /// The request.
-    pub request: Request,
-    /// The bytes, for a write.
-    pub payload: Vec<u8>,
-}
+/// Reads of at least this many bytes ask the disk for holes first, and holes of at least this many bytes are told
+/// instead of sent. Smaller ones cost more to find than to send.
+const HOLE_BYTES: u32 = 64 << 10;
+/// A prefetch reads in steps of this many bytes.
+const CACHE_STEP_BYTES: u32 = 256 << 10;
 
-impl Job {
-    /// The memory that the job takes while it is worked on, in bytes.
-    pub(crate) fn weight(&self) -> usize {
-        match self.request.command {
-            Command::Read => self.request.length.min(MAX_REQUEST_BYTES) as usize,
-            _ => self.payload.len(),
-        }
-    }
-}
-
-/// Reads the next request. `None` when the client disconnected or hung up between two requests.
-pub fn read_job(stream: &mut impl Read) -> io::Result<Option<Job>> {
-    let mut header = [0; REQUEST_HEADER_BYTES];
-    if !read_exact_or_end(stream, &mut header)? {
-        return Ok(None);
-    }
-    let request =
-        Request::parse(&header).map_err(|error: ProtocolError| io::Error::other(error))?;
-    if request.command == Command::Disconnect {
-        return Ok(None);
-    }
-    let mut payload = vec![0; request.payload_bytes()];
-    stream.read_exact(&mut payload)?;
-    Ok(Some(Job { request, payload }))
-}
-
-/// False at the end of the stream; an error if it ends within `buffer`.
-fn read_exact_or_end(stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match stream.read(rest) {
-            Ok(0) if filled == 0 => return Ok(false),
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(true)
-}
-
-/// Does what a job asks and leaves the whole reply in `reply`, which is cleared first. An error of the disk is part of
-/// the reply; it is also returned, for the log.
-pub fn execute(
-    device: &dyn BlockDevice,
-    agreed: Negotiated,
-    job: &Job,
-    reply: &mut Vec<u8>,
+/// Does what a request asks, with the bytes that came with it, and appends the whole reply. An error of the disk is part
+/// of the reply; it is also returned, for the log.
+pub(crate) fn execute(
+    session: &Session,
+    request: &Request,
+    payload: &[u8],
+    reply: &mut Buffer,
 ) -> Result<(), IoError> {
-    reply.clear();
-    let request = &job.request;
-    if let Err(error) = check(request, device, agreed) {
-        put_error(reply, request, agreed, error);
+    if let Err((error, message)) = check(request, session) {
+        put_error(reply, request, session, error, message);
         return Ok(());
     }
-    let done = match request.command {
-        Command::Read => return read(device, request, agreed, reply),
-        Command::BlockStatus => return block_status(device, request, agreed, reply),
-        Command::Write => device.write_at(&job.payload, request.offset),
-        Command::Flush => device.flush(),
-        Command::Trim => device.discard(request.offset, request.length.into()),
-        Command::WriteZeroes => device.write_zeroes(request.offset, request.length.into()),
-        // Refused by `check`.
-        Command::Disconnect | Command::Other(_) => Ok(()),
-    };
-    let done = match done {
-        // FUA: durable before it is answered. A flush covers more than is asked; the disk groups its commits.
-        Ok(()) if request.flags & command_flag::FUA != 0 && request.command != Command::Flush => {
-            device.flush()
-        }
-        done => done,
-    };
-    match &done {
-        Ok(()) => put_simple(reply, request, 0),
-        Err(error) => put_error(reply, request, agreed, error.kind().into()),
+    let start = reply.len();
+    let done = work(session, request, payload, reply);
+    if let Err(error) = &done {
+        reply.truncate(start);
+        let number = error.kind().into();
+        put_error(reply, request, session, number, &error.to_string());
     }
     done
 }
 
-/// What can be refused without asking the disk.
-fn check(request: &Request, device: &dyn BlockDevice, agreed: Negotiated) -> Result<(), WireError> {
+fn work(
+    session: &Session,
+    request: &Request,
+    payload: &[u8],
+    reply: &mut Buffer,
+) -> Result<(), IoError> {
+    let disk = &*session.export.disk;
+    match request.command {
+        Command::Read => return read(disk, request, session, reply),
+        Command::BlockStatus => return block_status(disk, request, session, reply),
+        Command::Cache => prefetch(disk, request, reply)?,
+        Command::Write => disk.write_at(payload, request.offset)?,
+        Command::Flush => disk.flush()?,
+        Command::Trim => disk.discard(request.offset, request.length.into())?,
+        // NO_HOLE or not: zeroing never gives space back, and that is allowed either way.
+        Command::WriteZeroes => disk.write_zeroes(request.offset, request.length.into())?,
+        // Refused by `check`.
+        Command::Disconnect | Command::Other(_) => {}
+    }
+    let changes = matches!(
+        request.command,
+        Command::Write | Command::Trim | Command::WriteZeroes
+    );
+    if changes && request.flags & command_flag::FUA != 0 {
+        // Durable before it is answered. A flush covers more than is asked; the disk groups its commits.
+        disk.flush()?;
+    }
+    put_done(reply, request, session);
+    Ok(())
+}
+
+/// What can be refused without asking the disk, and why.
+fn check(request: &Request, session: &Session) -> Result<(), (WireError, &'static str)> {
     use command_flag::{DF, FUA, NO_HOLE, REQ_ONE};
-    let (flags, writes) = match request.command {
-        Command::Read => (
-            if agreed.structured_replies {
-                DF | FUA
-            } else {
-                FUA
-            },
-            false,
-        ),
-        Command::Flush => (FUA, false),
+    let (flags, changes) = match request.command {
+        Command::Read if session.structured_replies => (DF | FUA, false),
+        Command::Read | Command::Flush | Command::Cache => (FUA, false),
         Command::Write | Command::Trim => (FUA, true),
         Command::WriteZeroes => (FUA | NO_HOLE, true),
-        Command::BlockStatus if agreed.base_allocation => (REQ_ONE | FUA, false),
-        _ => return Err(WireError::Invalid),
+        Command::BlockStatus if session.base_allocation => (REQ_ONE | FUA, false),
+        Command::BlockStatus => {
+            return Err((WireError::Invalid, "base:allocation was not asked for"));
+        }
+        Command::Disconnect | Command::Other(_) => {
+            return Err((WireError::Invalid, "unknown command"));
+        }
     };
     if request.flags & !flags != 0 {
-        return Err(WireError::Invalid);
+        return Err((WireError::Invalid, "unknown flags for this command"));
     }
-    if writes && device.read_only() {
-        return Err(WireError::NotPermitted);
+    if changes && session.export.refuses_changes() {
+        return Err((WireError::NotPermitted, "the export is for reading only"));
     }
     if request.command == Command::Flush {
         return Ok(());
     }
     if request.command == Command::Read && request.length > MAX_REQUEST_BYTES {
-        return Err(WireError::Overflow);
+        return Err((WireError::Overflow, "a read has at most 32 MiB"));
     }
     if request.command == Command::BlockStatus && request.length == 0 {
-        return Err(WireError::Invalid);
+        return Err((WireError::Invalid, "an empty range has no status"));
     }
     match request.offset.checked_add(request.length.into()) {
-        Some(end) if end <= device.size() => Ok(()),
-        _ => Err(WireError::Invalid),
+        Some(end) if end <= session.export.disk.size() => Ok(()),
+        _ => Err((WireError::Invalid, "the range passes the disk's end")),
     }
 }
 
+/// Header and data of all chunks go out in one write.
 fn read(
-    device: &dyn BlockDevice,
+    disk: &dyn BlockDevice,
     request: &Request,
-    agreed: Negotiated,
-    reply: &mut Vec<u8>,
+    session: &Session,
+    reply: &mut Buffer,
 ) -> Result<(), IoError> {
-    // Header and data go out in one write.
-    if !agreed.structured_replies {
+    if !session.structured_replies {
         put_simple(reply, request, 0);
-    } else if request.length == 0 {
-        put_chunk(reply, request, chunk::NONE, 0);
+        return disk.read_at(reply.space(request.length as usize), request.offset);
+    }
+    if request.length == 0 {
+        put_done(reply, request, session);
         return Ok(());
+    }
+    let runs = runs(disk, request)?;
+    let last = runs.len() - 1;
+    let mut offset = request.offset;
+    for (index, run) in runs.into_iter().enumerate() {
+        let flags = if index == last { chunk::FLAG_DONE } else { 0 };
+        match run {
+            Run::Data(length) => {
+                put_chunk(reply, request, flags, chunk::OFFSET_DATA, 8 + length);
+                reply.put(&offset.to_be_bytes());
+                disk.read_at(reply.space(length as usize), offset)?;
+                offset += u64::from(length);
+            }
+            Run::Hole(length) => {
+                put_chunk(reply, request, flags, chunk::OFFSET_HOLE, 12);
+                reply.put(&offset.to_be_bytes());
+                reply.put(&length.to_be_bytes());
+                offset += u64::from(length);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Run {
+    Data(u32),
+    Hole(u32),
+}
+
+/// How a read that is not empty is cut into chunks. What is a hole now may be written to before the reply is sent: then
+/// the two were under way at the same time, and the read may see either.
+fn runs(disk: &dyn BlockDevice, request: &Request) -> Result<Vec<Run>, IoError> {
+    let whole = vec![Run::Data(request.length)];
+    if request.length < HOLE_BYTES {
+        return Ok(whole);
+    }
+    let extents = disk.block_status(request.offset, request.length.into())?;
+    let mut runs: Vec<Run> = Vec::new();
+    let mut described = 0;
+    for (length, flags) in merge(&extents, request.length) {
+        described += length;
+        let hole = flags & allocation::ZERO != 0 && length >= HOLE_BYTES;
+        match runs.last_mut() {
+            // No overflow: all runs together are at most the request's length.
+            Some(Run::Data(before)) if !hole => *before += length,
+            _ if hole => runs.push(Run::Hole(length)),
+            _ => runs.push(Run::Data(length)),
+        }
+    }
+    match (request.length - described, runs.last_mut()) {
+        (0, _) => {}
+        (rest, Some(Run::Data(before))) => *before += rest,
+        (rest, _) => runs.push(Run::Data(rest)),
+    }
+    let one_chunk = request.flags & command_flag::DF != 0;
+    Ok(if one_chunk && runs.len() > 1 {
+        whole
     } else {
-        put_chunk(reply, request, chunk::OFFSET_DATA, 8 + request.length);
-        reply.extend(request.offset.to_be_bytes());
+        runs
+    })
+}
+
+/// Reads and forgets: the host's page cache remembers. No more than a read may have; the rest is not worth the wait.
+fn prefetch(
+    disk: &dyn BlockDevice,
+    request: &Request,
+    scratch: &mut Buffer,
+) -> Result<(), IoError> {
+    let start = scratch.len();
+    let length = request.length.min(MAX_REQUEST_BYTES);
+    let mut done = 0;
+    while done < length {
+        let step = CACHE_STEP_BYTES.min(length - done);
+        let offset = request.offset + u64::from(done);
+        disk.read_at(scratch.space(step as usize), offset)?;
+        scratch.truncate(start);
+        done += step;
     }
-    let data = reply.len();
-    reply.resize(data + request.length as usize, 0);
-    // In bounds: the vector was just made that long.
-    let done = device.read_at(reply.get_mut(data..).unwrap_or_default(), request.offset);
-    if let Err(error) = &done {
-        reply.clear();
-        put_error(reply, request, agreed, error.kind().into());
-    }
-    done
+    Ok(())
 }
 
 fn block_status(
-    device: &dyn BlockDevice,
+    disk: &dyn BlockDevice,
     request: &Request,
-    agreed: Negotiated,
-    reply: &mut Vec<u8>,
+    session: &Session,
+    reply: &mut Buffer,
 ) -> Result<(), IoError> {
-    let extents = match device.block_status(request.offset, request.length.into()) {
-        Ok(extents) => extents,
-        Err(error) => {
-            put_error(reply, request, agreed, error.kind().into());
-            return Err(error);
-        }
-    };
+    let extents = disk.block_status(request.offset, request.length.into())?;
     let mut descriptors = merge(&extents, request.length);
     if request.flags & command_flag::REQ_ONE != 0 {
         descriptors.truncate(1);
     }
     if descriptors.is_empty() {
         // A disk that knows nothing about a range that is not empty breaks its contract; a client would ask for ever.
-        put_error(reply, request, agreed, WireError::Io);
+        let message = "the disk does not know what is allocated";
+        put_error(reply, request, session, WireError::Io, message);
         return Ok(());
     }
+    // At most `Extent::MAX_PER_CALL`.
+    let length = 4 + 8 * descriptors.len() as u32;
     put_chunk(
         reply,
         request,
+        chunk::FLAG_DONE,
         chunk::BLOCK_STATUS,
-        4 + 8 * descriptors.len() as u32,
+        length,
     );
-    reply.extend(BASE_ALLOCATION_ID.to_be_bytes());
+    reply.put(&BASE_ALLOCATION_ID.to_be_bytes());
     for (length, flags) in descriptors {
-        reply.extend(length.to_be_bytes());
-        reply.extend(flags.to_be_bytes());
+        reply.put(&length.to_be_bytes());
+        reply.put(&flags.to_be_bytes());
     }
     Ok(())
 }
@@ -204,7 +240,7 @@ fn block_status(
 fn merge(extents: &[Extent], length: u32) -> Vec<(u32, u32)> {
     let mut merged: Vec<(u32, u32)> = Vec::new();
     let mut left = length;
-    for extent in extents {
+    for extent in extents.iter().take(Extent::MAX_PER_CALL) {
         let flags = match extent.kind {
             ExtentKind::Data => 0,
             ExtentKind::Zero => allocation::ZERO,
@@ -222,30 +258,4 @@ fn merge(extents: &[Extent], length: u32) -> Vec<(u32, u32)> {
         }
     }
     merged
-}
-
-fn put_simple(reply: &mut Vec<u8>, request: &Request, error: u32) {
-    reply.extend(SIMPLE_REPLY_MAGIC.to_be_bytes());
-    reply.extend(error.to_be_bytes());
-    reply.extend(request.cookie.to_be_bytes());
-}
-
-/// Each reply is a single chunk, hence the last one.
-fn put_chunk(reply: &mut Vec<u8>, request: &Request, kind: u16, length: u32) {
-    reply.extend(STRUCTURED_REPLY_MAGIC.to_be_bytes());
-    reply.extend(chunk::FLAG_DONE.to_be_bytes());
-    reply.extend(kind.to_be_bytes());
-    reply.extend(request.cookie.to_be_bytes());
-    reply.extend(length.to_be_bytes());
-}
-
-fn put_error(reply: &mut Vec<u8>, request: &Request, agreed: Negotiated, error: WireError) {
-    let chunked = matches!(request.command, Command::Read | Command::BlockStatus);
-    if agreed.structured_replies && chunked {
-        put_chunk(reply, request, chunk::ERROR, 6);
-        reply.extend((error as u32).to_be_bytes());
-        reply.extend(0_u16.to_be_bytes());
-    } else {
-        put_simple(reply, request, error as u32);
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use paddock_nbd::NbdServer;
+use paddock_nbd::{Export, Server};
 use paddock_vhd::{Access, BlockDevice, Gate, OpenError, OpenErrorKind, Pool, Vhd};
 use tracing::info;
 
@@ -35,7 +35,7 @@ pub(crate) struct ServedDisks(Vec<ServedDisk>);
 struct ServedDisk {
     name: String,
     vhd: Arc<Vhd>,
-    server: NbdServer,
+    server: Server,
 }
 
 impl ServedDisks {
@@ -53,7 +53,7 @@ impl ServedDisks {
                 .listen(&disk_socket(disk))
                 .map_err(|error| error.to_string())
                 .and_then(|listener| {
-                    NbdServer::start(listener, &disk.name, vhd.clone())
+                    Server::on(listener, vec![Export::new(&disk.name, vhd.clone())])
                         .map_err(|error| error.to_string())
                 });
             match server {
