@@ -79,7 +79,7 @@ pub use merge::{MergeOptions, MergeReport, merge};
 pub use operation::OperationError;
 pub use pool::{Pool, PoolError, PoolSpace};
 pub use remove::{RemoveError, remove};
-pub use repair::{RepairReport, repair};
+pub use repair::{RepairReport, discard_repair_journal, repair, repair_in_place, undo_repair};
 pub use reparent::reparent;
 pub use resize::{ResizeOptions, ResizeReport, resize};
 pub use size::{DiskSize, DiskSizeError};

@@ -8,6 +8,7 @@ use crate::gate::Gate;
 use crate::image::Refusal;
 use crate::lock::{self, Mode};
 use crate::pool::Pool;
+use crate::repair;
 use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
@@ -35,6 +36,7 @@ pub fn remove(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), RemoveError> {
     place.unlink()?;
     place.sync_folder()?;
     resize::fixed::forget(&place)?;
+    repair::journal::forget(&place)?;
     sidecar.remove()?;
     Ok(())
 }

@@ -1,4 +1,10 @@
-//! Repairing a disk: into a new one, the damaged file stays as it is.
+//! Repairing a disk: into a new one, the damaged file stays as it is; or in
+//! place, with a journal from which that can be undone.
+
+mod in_place;
+pub(crate) mod journal;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -11,13 +17,16 @@ use crate::chain;
 use crate::check::{Verdict, examine, rescue_table};
 use crate::create::{Blueprint, NewDisk};
 use crate::error::OpenError;
+use crate::format::bat::Layout;
 use crate::gate::Gate;
-use crate::image::{Absent, Dynamic, Image, NewParent};
+use crate::image::{Absent, Dynamic, Image, NewParent, Recognised};
 use crate::import::Progress;
 use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
 use crate::pool::Pool;
 use crate::storage::{Backing, FileStorage};
+
+pub use in_place::{discard_repair_journal, repair_in_place, undo_repair};
 
 /// What a repair saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,10 +57,6 @@ pub fn repair(
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<RepairReport, OperationError> {
     let (rel, target) = (rel.as_ref(), target.as_ref());
-    let refused = |reason: String| OperationError::Refused {
-        path: rel.to_owned(),
-        reason,
-    };
     let place = pool.place(rel).map_err(OpenError::from)?;
     // Nobody may write to it meanwhile.
     let (file, _lock) = lock::open_locked(&place, Mode::Shared)
@@ -63,25 +68,8 @@ pub fn repair(
         gate,
         &rel.to_string_lossy(),
     );
-    let Verdict {
-        report: verdict,
-        found,
-    } = examine(&backing, rel, &mut |_| ControlFlow::Continue(()))?;
-    let Some(found) = found else {
-        let why = verdict
-            .findings
-            .first()
-            .map(|finding| finding.message.clone());
-        return Err(refused(format!(
-            "too little is left to repair it: {}",
-            why.unwrap_or_default()
-        )));
-    };
-    let Some(layout) = found.layout() else {
-        return Err(refused(
-            "a fixed disk that opens has nothing to repair".to_owned(),
-        ));
-    };
+    let verdict = examine(&backing, rel, &mut |_| ControlFlow::Continue(()))?;
+    let (found, layout) = repairable(rel, verdict)?;
     let io = OperationError::io(rel);
     let rescued = rescue_table(&backing, &layout, found.data_end).map_err(&io)?;
     let link = chain::read_link(&backing, &found)
@@ -141,4 +129,26 @@ pub fn repair(
         lost_blocks: rescued.lost,
         doubtful_blocks: rescued.doubtful,
     })
+}
+
+/// What a damaged disk is, if enough is left of it.
+fn repairable(rel: &Path, verdict: Verdict) -> Result<(Recognised, Layout), OperationError> {
+    let refused = |reason: String| OperationError::Refused {
+        path: rel.to_owned(),
+        reason,
+    };
+    let Some(found) = verdict.found else {
+        let findings = &verdict.report.findings;
+        let why = findings.first().map(|finding| finding.message.as_str());
+        return Err(refused(format!(
+            "too little is left to repair it: {}",
+            why.unwrap_or_default()
+        )));
+    };
+    match found.layout() {
+        Some(layout) => Ok((found, layout)),
+        None => Err(refused(
+            "a fixed disk that opens has nothing to repair".to_owned(),
+        )),
+    }
 }

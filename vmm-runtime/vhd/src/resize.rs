@@ -26,6 +26,7 @@ use crate::import::Progress;
 use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
 use crate::pool::{Place, Pool};
+use crate::repair;
 use crate::size::DiskSize;
 use crate::storage::{Backing, FileStorage};
 
@@ -92,6 +93,9 @@ pub fn resize(
     let done = ResizeReport { old_size, new_size };
     if found.footer.saved_state {
         return Err(disk.refused("it belongs to a saved state; discard or restore that first"));
+    }
+    if repair::journal::is_cut_off(&disk.place)? {
+        return Err(disk.refused("a repair of it was cut off: repair it again, or undo that"));
     }
     if old_size == new_size {
         return Ok(done);

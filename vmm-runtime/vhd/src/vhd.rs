@@ -15,6 +15,7 @@ use crate::gate::Gate;
 use crate::image::{self, Image, Tuning, recognise};
 use crate::lock::{self, Mode, Sidecar};
 use crate::pool::Pool;
+use crate::repair;
 use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
@@ -171,9 +172,15 @@ impl Opened {
             &rel.to_string_lossy(),
         );
         let refused = |refusal| OpenError::from_refusal(rel, refusal);
-        // A resize may have been cut off.
+        // A resize may have been cut off, or a repair.
         let found = match access {
             Access::ReadOnly => resize::fixed::recognise_at(&place, &backing),
+            Access::ReadWrite if repair::journal::is_cut_off(&place)? => {
+                return Err(OpenError::Corrupt {
+                    path: rel.to_owned(),
+                    found: "a repair of it was cut off: repair it again, or undo that".to_owned(),
+                });
+            }
             Access::ReadWrite => resize::fixed::settle(&place, &backing)
                 .and_then(|()| recognise(&backing, Tuning::default())),
         }

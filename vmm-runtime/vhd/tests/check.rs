@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use paddock_vhd::{
     Access, BlockDevice, CheckReport, ChildOptions, CreateError, CreateOptions, DiskSize, DiskType,
     FindingKind, Gate, OpenErrorKind, OperationError, ParentSearch, Pool, Progress, RepairReport,
-    Severity, Vhd, check, inspect, repair,
+    Severity, Vhd, check, discard_repair_journal, inspect, repair, repair_in_place, undo_repair,
 };
 
 const MIB: u64 = 1 << 20;
@@ -222,4 +222,116 @@ fn a_disk_in_use_is_not_checked_and_one_beyond_repair_is_told() {
         matches!(&error, OperationError::Refused { reason, .. } if reason.contains("header")),
         "{error}"
     );
+}
+
+#[test]
+fn a_disk_is_repaired_where_it_is_and_that_is_undone() {
+    let folder = Folder::new();
+    let mut content = folder.content("base.vhd");
+    let path = folder.dir.path().join("base.vhd");
+    let journal = folder.dir.path().join("base.vhd.repair");
+    let pool = &folder.pool;
+    // Nothing to repair: nothing is done.
+    let nothing = RepairReport {
+        copied_bytes: 0,
+        lost_blocks: vec![],
+        doubtful_blocks: vec![],
+    };
+    let before = std::fs::read(&path).unwrap();
+    assert_eq!(
+        repair_in_place(pool, "base.vhd", &mut go_on).unwrap(),
+        nothing
+    );
+    assert!(std::fs::read(&path).unwrap() == before && !journal.exists());
+    // A block over the header, one in another's place, a damaged footer.
+    folder.entry("base.vhd", 2, 1);
+    folder.entry("base.vhd", 3, 7);
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(&[1], 100)
+        .unwrap();
+    let damaged = std::fs::read(&path).unwrap();
+    let expected = RepairReport {
+        copied_bytes: 2 * MIB,
+        lost_blocks: vec![2],
+        doubtful_blocks: vec![0, 3],
+    };
+    let repaired = repair_in_place(pool, "base.vhd", &mut go_on).unwrap();
+    assert_eq!(repaired, expected);
+    content[4 * MIB as usize..6 * MIB as usize].fill(0);
+    content.copy_within(..2 * MIB as usize, 6 * MIB as usize);
+    assert!(folder.content("base.vhd") == content);
+    // The blocks' old places, and the old footer's, are used by nothing.
+    assert_eq!(folder.check("base.vhd").worst(), Some(Severity::Warning));
+    // Once more: it is as it should be.
+    let after = std::fs::read(&path).unwrap();
+    assert_eq!(
+        repair_in_place(pool, "base.vhd", &mut go_on).unwrap(),
+        expected
+    );
+    assert!(std::fs::read(&path).unwrap() == after && journal.exists());
+    undo_repair(pool, "base.vhd").unwrap();
+    assert!(std::fs::read(&path).unwrap() == damaged && !journal.exists());
+    let error = undo_repair(pool, "base.vhd").unwrap_err();
+    assert!(error.to_string().contains("no journal"), "{error}");
+    // Repaired and used, it can't be undone any more.
+    repair_in_place(pool, "base.vhd", &mut go_on).unwrap();
+    let disk = Vhd::open(pool, "base.vhd", Access::ReadWrite, Gate::open()).unwrap();
+    disk.write_at(&[9; 10], 4 * MIB).unwrap();
+    disk.close().unwrap();
+    let used = std::fs::read(&path).unwrap();
+    let error = undo_repair(pool, "base.vhd").unwrap_err();
+    assert!(error.to_string().contains("was changed since"), "{error}");
+    assert!(std::fs::read(&path).unwrap() == used);
+    // Damaged again: the journal of before is not overwritten.
+    folder.entry("base.vhd", 1, 1);
+    let error = repair_in_place(pool, "base.vhd", &mut go_on).unwrap_err();
+    assert!(error.to_string().contains("damaged again"), "{error}");
+    discard_repair_journal(pool, "base.vhd").unwrap();
+    discard_repair_journal(pool, "base.vhd").unwrap();
+    let repaired = repair_in_place(pool, "base.vhd", &mut go_on).unwrap();
+    assert_eq!(repaired.lost_blocks, [1]);
+}
+
+#[test]
+fn a_repair_that_was_cut_off_keeps_writers_out_until_it_is_ended() {
+    let folder = Folder::new();
+    let path = folder.dir.path().join("base.vhd");
+    let pool = &folder.pool;
+    folder.entry("base.vhd", 3, 7);
+    let damaged = std::fs::read(&path).unwrap();
+    let mut stop = |_| ControlFlow::Break(());
+    for _ in 0..2 {
+        let stopped = repair_in_place(pool, "base.vhd", &mut stop);
+        assert!(matches!(stopped, Err(OperationError::Cancelled)));
+        assert!(folder.dir.path().join("base.vhd.repair").exists());
+        let opened = Vhd::open(pool, "base.vhd", Access::ReadWrite, Gate::open());
+        let error = opened.unwrap_err();
+        assert!(error.to_string().contains("was cut off"), "{error}");
+    }
+    undo_repair(pool, "base.vhd").unwrap();
+    assert!(std::fs::read(&path).unwrap() == damaged);
+    let stopped = repair_in_place(pool, "base.vhd", &mut stop);
+    assert!(matches!(stopped, Err(OperationError::Cancelled)));
+    let repaired = repair_in_place(pool, "base.vhd", &mut go_on).unwrap();
+    assert_eq!(repaired.doubtful_blocks, [0, 3]);
+    Vhd::open(pool, "base.vhd", Access::ReadWrite, Gate::open())
+        .unwrap()
+        .close()
+        .unwrap();
+    // What is worse than that is left alone.
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .write_all_at(b"X", 512)
+        .unwrap();
+    discard_repair_journal(pool, "base.vhd").unwrap();
+    let worse = std::fs::read(&path).unwrap();
+    let error = repair_in_place(pool, "base.vhd", &mut go_on).unwrap_err();
+    assert!(error.to_string().contains("header"), "{error}");
+    assert!(std::fs::read(&path).unwrap() == worse);
+    assert!(!folder.dir.path().join("base.vhd.repair").exists());
 }
