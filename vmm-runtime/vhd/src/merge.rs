@@ -4,8 +4,11 @@
 //! the parent has already: those are the child's own. So a merge that was cut
 //! off is begun again. But a parent that was written to is not as its child
 //! knows it any more; a record beside the child, durable before the parent is
-//! touched, tells that this is the doing of a merge. The child goes when the
-//! parent is durable, and the record after it.
+//! touched, tells that this is the doing of a merge, and a `marker` beside the
+//! parent that it is the doing of nobody else. The child goes when the parent
+//! is durable, marker and record after it.
+
+pub(crate) mod marker;
 
 use std::fs::File;
 use std::io::Read;
@@ -18,6 +21,7 @@ use uuid::Uuid;
 
 use crate::block::{BlockDevice, ExtentKind, IoError};
 use crate::chain::{self, ParentSearch};
+use crate::dependents;
 use crate::error::OpenError;
 use crate::format::DiskType;
 use crate::gate::Gate;
@@ -29,7 +33,9 @@ use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
 use crate::pool::{Place, Pool, PoolError};
 use crate::storage::{Backing, FileStorage};
-use crate::vhd::{Access, Opened};
+use crate::vhd::Opened;
+
+use marker::Marker;
 
 /// How a disk is merged into its parent.
 #[derive(Debug, Clone, Default)]
@@ -37,9 +43,11 @@ pub struct MergeOptions {
     /// Where the parents are looked for.
     pub search: ParentSearch,
     /// Other children of the parent, and children of the disk itself, as far
-    /// as the caller knows: a merge makes all of them useless.
+    /// as the caller knows: a merge makes all of them useless. Those in the
+    /// folders of the two are found without that.
     pub dependents: Vec<PathBuf>,
-    /// Merge all the same.
+    /// Merge all the same; and into a parent that was modified since its
+    /// child was made, or since an earlier merge was cut off.
     pub force: bool,
 }
 
@@ -58,12 +66,18 @@ pub struct MergeReport {
 /// Merges the disk `rel` into its parent and removes it. Nobody may have
 /// either of them open. Every change of the parent passes `gate`.
 ///
-/// Refused while there are `dependents`, unless forced; when the two differ
-/// in size; and for lack of space, before anything is touched.
+/// Refused, unless forced, while there are dependents, and when the parent
+/// was modified by anything else; when the two differ in size; and for lack
+/// of space, before anything is touched.
 ///
 /// After an error, a cancellation or a crash the parent has a part of it. The
 /// child shows what it did before, but for reading only; merging it again
-/// brings it to its end.
+/// brings it to its end. That is refused if the parent was opened for writing
+/// in between, or modified by another program (later than a minute after a
+/// crash: until then its time of modification may be the merge's).
+///
+/// To merge a chain into a new disk instead, and keep all of it, use
+/// [`convert`](crate::convert).
 pub fn merge(
     pool: &Pool,
     rel: impl AsRef<Path>,
@@ -76,17 +90,11 @@ pub fn merge(
         path: rel.to_owned(),
         reason,
     };
-    if !options.force && !options.dependents.is_empty() {
-        let names: Vec<_> = options
-            .dependents
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect();
-        return Err(refused(format!(
-            "merging it would make other disks useless: {}; merge or remove those first",
-            names.join(", ")
-        )));
-    }
+    let mut dependents: Vec<String> = options
+        .dependents
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     let place = pool.place(rel)?;
     let record = place.with_suffix(".merge")?;
     if !place.exists()? && read_record(&record)?.is_some() {
@@ -123,13 +131,26 @@ pub fn merge(
     let resumed = read_record(&record)? == Some((child_id, link.unique_id));
     let at = chain::find(pool, rel, &link, &options.search, &[identity], false)?;
     let (parent_pool, parent_rel) = (at.pool, at.rel);
-    let parent = Opened::open(
-        &parent_pool,
-        &parent_rel,
-        Access::ReadWrite,
-        gate.clone(),
-        &options.search,
-    )?;
+    let parent_place = parent_pool.place(&parent_rel)?;
+    if !options.force {
+        dependents.extend(dependents::children(&place, child_id)?);
+        for folder in [&place, &parent_place] {
+            for name in dependents::children(folder, link.unique_id)? {
+                let sibling =
+                    folder.sibling(Path::new(&name).file_name().unwrap_or_default().to_owned())?;
+                if sibling.identity()? != identity && !dependents.contains(&name) {
+                    dependents.push(name);
+                }
+            }
+        }
+        if !dependents.is_empty() {
+            return Err(refused(format!(
+                "merging it would make other disks useless: {}; merge or remove those first",
+                dependents.join(", ")
+            )));
+        }
+    }
+    let parent = Opened::open_to_merge(&parent_pool, &parent_rel, gate.clone(), &options.search)?;
     if parent.unique_id != link.unique_id {
         return Err(OpenError::ParentMismatch {
             path: rel.to_owned(),
@@ -139,7 +160,28 @@ pub fn merge(
         }
         .into());
     }
-    if parent.modified != link.modified && !resumed {
+    if resumed && !options.force && parent.modified != link.modified {
+        let modified = marker::modified(&parent_place)?;
+        match marker::read(&parent_place, child_id)? {
+            Some(span) if (span.from..=span.until).contains(&modified) => {}
+            Some(_) => {
+                return Err(refused(format!(
+                    "merging it into {} was cut off, and that was modified since by something else; \
+                     compare the two, then convert the child to keep it, or force the merge",
+                    parent_rel.display()
+                )));
+            }
+            None => {
+                return Err(refused(format!(
+                    "merging it into {} was cut off, and that was opened for writing since ({} is gone); \
+                     compare the two, then convert the child to keep it, or force the merge",
+                    parent_rel.display(),
+                    marker::name(&parent_rel)
+                )));
+            }
+        }
+    }
+    if parent.modified != link.modified && !resumed && !options.force {
         return Err(OpenError::ParentChanged {
             path: rel.to_owned(),
             parent: parent_rel,
@@ -156,7 +198,7 @@ pub fn merge(
     }
     let to_parent = OperationError::io(&parent_rel);
     let need = growth(&child, &*parent.image).map_err(&to_parent)?;
-    let have = parent_pool.place(&parent_rel)?.space()?.available;
+    let have = parent_place.space()?.available;
     if have < need {
         return Err(OperationError::NoSpace {
             path: parent_rel,
@@ -169,12 +211,32 @@ pub fn merge(
     if !resumed {
         write_record(&record, child_id, link.unique_id)?;
     }
-    let merged_bytes = merge_images(&child, rel, &*parent.image, &parent_rel, progress)?;
-    parent.image.put_away().map_err(&to_parent)?;
+    let mut marker = Marker::set(&parent_place, child_id)?;
+    let merged = merge_images(
+        &child,
+        rel,
+        &*parent.image,
+        &parent_rel,
+        &mut || Ok(marker.before_write()?),
+        progress,
+    )
+    .and_then(|merged| parent.image.put_away().map(|()| merged).map_err(&to_parent));
+    let merged_bytes = match merged {
+        Ok(merged) => merged,
+        Err(error) => {
+            // From now on nobody modifies it but others. If that can't be
+            // noted, some of their writes will be taken for ours.
+            if parent.image.flush().is_ok() {
+                let _ = marker.stop(&parent_place);
+            }
+            return Err(error);
+        }
+    };
     drop(parent);
     drop(child);
     place.unlink()?;
     place.sync_folder()?;
+    marker::forget(&parent_place)?;
     record.unlink()?;
     record.sync_folder()?;
     lock.remove()?;
@@ -206,6 +268,9 @@ fn growth(child: &Dynamic, parent: &dyn Image) -> Result<u64, IoError> {
 
 /// How much is copied at once.
 const PIECE: u64 = 256 << 10;
+/// After how much the parent is flushed: a single flush of all of it might
+/// take longer than the marker reaches.
+const STEP: u64 = 256 << 20;
 
 /// Writes all that the child holds to the parent, and makes it durable.
 fn merge_images(
@@ -213,6 +278,7 @@ fn merge_images(
     rel: &Path,
     parent: &dyn Image,
     parent_rel: &Path,
+    before_write: &mut dyn FnMut() -> Result<(), OperationError>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<u64, OperationError> {
     let size = child.size();
@@ -227,6 +293,7 @@ fn merge_images(
                 let len = (range.end - at).min(PIECE);
                 let piece = &mut buf[..len as usize];
                 child.read_at(piece, at).map_err(OperationError::io(rel))?;
+                before_write()?;
                 if is_zero(piece) {
                     #[cfg(test)]
                     if child.is_mutant(Mutant::MergeWithoutZeros) {
@@ -239,6 +306,10 @@ fn merge_images(
                 }
                 at += len;
                 merged += len;
+                if merged / STEP != (merged - len) / STEP {
+                    before_write()?;
+                    parent.flush().map_err(&to_parent)?;
+                }
             }
             block_end = range.end;
         }
@@ -250,6 +321,7 @@ fn merge_images(
     if child.is_mutant(Mutant::MergeUnsynced) {
         return Ok(merged);
     }
+    before_write()?;
     parent.flush().map_err(&to_parent)?;
     report(size, size, progress)?;
     Ok(merged)

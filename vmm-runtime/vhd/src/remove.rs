@@ -7,6 +7,7 @@ use crate::error::OpenError;
 use crate::gate::Gate;
 use crate::image::Refusal;
 use crate::lock::{self, Mode};
+use crate::merge;
 use crate::pool::Pool;
 use crate::repair;
 use crate::resize;
@@ -37,6 +38,7 @@ pub fn remove(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), RemoveError> {
     place.sync_folder()?;
     resize::fixed::forget(&place)?;
     repair::journal::forget(&place)?;
+    merge::marker::forget(&place)?;
     sidecar.remove()?;
     Ok(())
 }

@@ -24,6 +24,7 @@ use crate::gate::Gate;
 use crate::image::{self, Absent, Dynamic, Image, Recognised, Refusal, Tuning, recognise};
 use crate::import::Progress;
 use crate::lock::{self, Mode};
+use crate::merge;
 use crate::operation::{OperationError, report};
 use crate::pool::{Place, Pool};
 use crate::repair;
@@ -110,6 +111,8 @@ pub fn resize(
         }
         disk.refuse_loss(&found, new_size, &options.search, progress)?;
     }
+    // Whoever goes on with a merge into it must know of this.
+    merge::marker::forget(&disk.place)?;
     if found.disk_type == DiskType::Fixed {
         disk.resize_fixed(&found, new_size, progress)?;
     } else {

@@ -14,6 +14,7 @@ use crate::format::geometry::Geometry;
 use crate::gate::Gate;
 use crate::image::{self, Image, Tuning, recognise};
 use crate::lock::{self, Mode, Sidecar};
+use crate::merge;
 use crate::pool::Pool;
 use crate::repair;
 use crate::resize;
@@ -151,6 +152,32 @@ pub(crate) struct Opened {
 
 impl Opened {
     pub(crate) fn open(
+        pool: &Pool,
+        rel: &Path,
+        access: Access,
+        gate: Gate,
+        search: &ParentSearch,
+    ) -> Result<Opened, OpenError> {
+        let opened = Opened::open_unmarked(pool, rel, access, gate, search)?;
+        if access == Access::ReadWrite {
+            // Whoever goes on with a merge into it must know of this.
+            merge::marker::forget(&pool.place(rel)?)?;
+        }
+        Ok(opened)
+    }
+
+    /// Opens the parent of a merge for writing, which leaves the marker of a
+    /// merge that was cut off.
+    pub(crate) fn open_to_merge(
+        pool: &Pool,
+        rel: &Path,
+        gate: Gate,
+        search: &ParentSearch,
+    ) -> Result<Opened, OpenError> {
+        Opened::open_unmarked(pool, rel, Access::ReadWrite, gate, search)
+    }
+
+    fn open_unmarked(
         pool: &Pool,
         rel: &Path,
         access: Access,

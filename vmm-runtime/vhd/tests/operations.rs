@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use paddock_vhd::{
     Access, BlockDevice, ChildOptions, ConvertOptions, CopyReport, CreateError, CreateOptions,
@@ -229,32 +229,50 @@ fn a_merge_gives_the_parent_the_childs_content_and_removes_the_child() {
     }
 }
 
+fn stop(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Break(())
+}
+
+impl Folder {
+    /// Its base is old, so that a merge into it shows in its time.
+    fn old(base: DiskType) -> Folder {
+        let folder = Folder::new(base);
+        let time = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        folder.touch("base.vhd", time);
+        let (pool, search) = (&folder.pool, ParentSearch::new());
+        reparent(pool, "child.vhd", pool, "base.vhd", &search).unwrap();
+        folder
+    }
+
+    fn touch(&self, rel: &str, time: SystemTime) {
+        let file = std::fs::File::options().write(true).open(self.path(rel));
+        file.unwrap().set_modified(time).unwrap();
+    }
+
+    fn modified(&self, rel: &str) -> SystemTime {
+        self.path(rel).metadata().unwrap().modified().unwrap()
+    }
+
+    fn stop_merge(&self, rel: &str) {
+        let options = MergeOptions::default();
+        let stopped = merge(&self.pool, rel, Gate::open(), &options, &mut stop);
+        assert!(matches!(stopped, Err(OperationError::Cancelled)));
+    }
+}
+
 #[test]
 fn a_merge_that_was_stopped_is_taken_up_again() {
-    let folder = Folder::new(DiskType::Dynamic);
+    let folder = Folder::old(DiskType::Dynamic);
     let content = folder.content("child.vhd");
-    let base = folder.path("base.vhd");
     let options = MergeOptions::default();
-    let cancelled = merge(
-        &folder.pool,
-        "child.vhd",
-        Gate::open(),
-        &options,
-        &mut |_| ControlFlow::Break(()),
-    );
-    assert!(matches!(cancelled, Err(OperationError::Cancelled)));
-    // As if it had taken longer than a second.
-    let file = std::fs::File::options().write(true).open(&base).unwrap();
-    file.set_modified(UNIX_EPOCH + Duration::from_secs(1_800_000_000))
-        .unwrap();
-    drop(file);
+    folder.stop_merge("child.vhd");
     assert!(folder.content("child.vhd") == content);
     let error = folder.open("child.vhd", Access::ReadWrite).unwrap_err();
     assert_eq!(error.kind(), OpenErrorKind::ParentChanged);
     let report = folder.merge("child.vhd").unwrap();
     assert!(report.resumed);
     assert!(folder.content("base.vhd") == content);
-    assert!(!folder.path("child.vhd").exists() && !folder.path("child.vhd.merge").exists());
+    assert_eq!(folder.names(), ["base.vhd", "base.vhd.lock", "g"]);
     // Cut off between the child and its record.
     let child = folder.child("child.vhd", "base.vhd");
     child.close().unwrap();
@@ -282,6 +300,137 @@ fn a_merge_that_was_stopped_is_taken_up_again() {
         error,
         OperationError::Open(OpenError::NotFound { .. })
     ));
+    // The marker is left, until someone opens the parent for writing.
+    assert!(folder.path("base.vhd.merging").exists());
+    drop(folder.open("base.vhd", Access::ReadWrite).unwrap());
+    assert!(!folder.path("base.vhd.merging").exists());
+}
+
+/// What another one does to the parent of a merge that was stopped.
+#[test]
+fn a_merge_into_a_parent_that_others_changed_is_not_taken_up() {
+    type Change = fn(&Folder);
+    let changes: [(Change, &str); 4] = [
+        (
+            |folder| {
+                let later = folder.modified("base.vhd") + Duration::from_nanos(1_000_000);
+                folder.touch("base.vhd", later);
+            },
+            "modified since by something else",
+        ),
+        // Another disk, from a backup.
+        (
+            |folder| folder.touch("base.vhd", UNIX_EPOCH + Duration::from_secs(999_999_999)),
+            "modified since by something else",
+        ),
+        // Even if it leaves no later time.
+        (
+            |folder| {
+                let time = folder.modified("base.vhd");
+                folder
+                    .open("base.vhd", Access::ReadWrite)
+                    .unwrap()
+                    .close()
+                    .unwrap();
+                folder.touch("base.vhd", time);
+            },
+            "opened for writing since",
+        ),
+        (
+            |folder| std::fs::remove_file(folder.path("base.vhd.merging")).unwrap(),
+            "base.vhd.merging is gone",
+        ),
+    ];
+    for (change, expected) in changes {
+        let folder = Folder::old(DiskType::Dynamic);
+        let content = folder.content("child.vhd");
+        folder.stop_merge("child.vhd");
+        change(&folder);
+        let before = std::fs::read(folder.path("base.vhd")).unwrap();
+        for _ in 0..2 {
+            let error = folder.merge("child.vhd").unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        assert!(std::fs::read(folder.path("base.vhd")).unwrap() == before);
+        assert!(folder.path("child.vhd").exists());
+        let forced = MergeOptions {
+            force: true,
+            ..MergeOptions::default()
+        };
+        let gate = Gate::open();
+        let report = merge(&folder.pool, "child.vhd", gate, &forced, &mut go_on).unwrap();
+        assert!(report.resumed && folder.content("base.vhd") == content);
+    }
+}
+
+/// The folder as it is at each step of a merge is one that a crash may leave.
+#[test]
+fn a_merge_that_a_crash_cut_off_is_taken_up_again() {
+    let folder = Folder::old(DiskType::Fixed);
+    let content = folder.content("child.vhd");
+    let mut copies = Vec::new();
+    let mut copy = |_| {
+        let dir = tempfile::tempdir().unwrap();
+        for name in folder.names() {
+            if folder.path(&name).is_file() && !name.ends_with(".lock") {
+                let to = dir.path().join(&name);
+                std::fs::copy(folder.path(&name), &to).unwrap();
+                let file = std::fs::File::options().write(true).open(&to).unwrap();
+                file.set_modified(folder.modified(&name)).unwrap();
+            }
+        }
+        let pool = Pool::open(dir.path()).unwrap();
+        copies.push(Folder { dir, pool });
+        ControlFlow::Continue(())
+    };
+    let options = MergeOptions::default();
+    merge(&folder.pool, "child.vhd", Gate::open(), &options, &mut copy).unwrap();
+    assert!(copies.len() > 2, "{}", copies.len());
+    for (index, left) in copies.iter().enumerate() {
+        assert!(left.content("child.vhd") == content);
+        if index % 2 == 0 {
+            // Later than the merge can have written.
+            let time = left.modified("base.vhd");
+            left.touch("base.vhd", time + Duration::from_secs(120));
+            let error = left.merge("child.vhd").unwrap_err();
+            assert!(error.to_string().contains("by something else"), "{error}");
+            left.touch("base.vhd", time);
+        }
+        assert!(left.merge("child.vhd").unwrap().resumed);
+        assert!(left.content("base.vhd") == content);
+        assert_eq!(left.names(), ["base.vhd", "base.vhd.lock"]);
+    }
+}
+
+#[test]
+fn dependents_in_the_same_folder_are_found() {
+    let folder = Folder::new(DiskType::Dynamic);
+    std::fs::rename(
+        folder.path("g/grandchild.vhd"),
+        folder.path("grandchild.vhd"),
+    )
+    .unwrap();
+    let before = std::fs::read(folder.path("base.vhd")).unwrap();
+    folder.child("g/sibling.vhd", "base.vhd").close().unwrap();
+    folder.child("another.vhd", "base.vhd").close().unwrap();
+    let said = folder.merge("child.vhd").unwrap_err().to_string();
+    assert!(
+        said.contains("useless: grandchild.vhd, another.vhd;"),
+        "{said}"
+    );
+    // Those in the child's folder as well as those beside the parent.
+    folder.child("g/third.vhd", "base.vhd").close().unwrap();
+    let said = folder.merge("g/third.vhd").unwrap_err().to_string();
+    assert!(
+        said.contains("useless: g/sibling.vhd, another.vhd, child.vhd;"),
+        "{said}"
+    );
+    assert!(std::fs::read(folder.path("base.vhd")).unwrap() == before);
+    let forced = MergeOptions {
+        force: true,
+        ..MergeOptions::default()
+    };
+    merge(&folder.pool, "child.vhd", Gate::open(), &forced, &mut go_on).unwrap();
 }
 
 #[test]
@@ -304,14 +453,14 @@ fn a_merge_is_refused_before_anything_is_touched() {
     let said = error.to_string();
     assert!(said.contains("sibling.vhd, g/grandchild.vhd"), "{said}");
     // The parent is in use, by a sibling or alone.
-    let sibling = folder.child("sibling.vhd", "base.vhd");
+    let sibling = folder.child("g/sibling.vhd", "base.vhd");
     let error = folder.merge("child.vhd").unwrap_err();
     assert!(
         matches!(&error, OperationError::Open(error) if error.kind() == OpenErrorKind::InUse),
         "{error}"
     );
     sibling.close().unwrap();
-    paddock_vhd::remove(&folder.pool, "sibling.vhd").unwrap();
+    paddock_vhd::remove(&folder.pool, "g/sibling.vhd").unwrap();
     // A closed gate.
     let gate = Gate::open();
     gate.close();
@@ -433,6 +582,11 @@ fn an_undo_disk_is_kept_committed_or_discarded() {
     undo.write_at(&[8; 10], 3 * MIB).unwrap();
     undo.close().unwrap();
     let search = ParentSearch::new();
+    // It would make the other child useless.
+    let wrong = commit_undo(pool, "vm/disk.vud", Gate::open(), &search, &mut go_on);
+    let wrong = wrong.unwrap_err();
+    assert!(wrong.to_string().contains("child.vhd"), "{wrong}");
+    std::fs::remove_file(folder.path("child.vhd")).unwrap();
     let stopped = commit_undo(pool, "vm/disk.vud", Gate::open(), &search, &mut |_| {
         ControlFlow::Break(())
     });

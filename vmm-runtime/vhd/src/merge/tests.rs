@@ -72,11 +72,10 @@ fn merge_into(
     let (parent, _) = open(backing(parent), open_parents(below), false, tuning(None))
         .map_err(|refusal| format!("{refusal:?}"))?;
     let path = Path::new("disk");
-    merge_images(&disk, path, &*parent, path, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .map(drop)
-    .map_err(|error| error.to_string())
+    let mut go_on = |_| ControlFlow::Continue(());
+    merge_images(&disk, path, &*parent, path, &mut || Ok(()), &mut go_on)
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 /// The child over a parent, as it opens for reading.

@@ -17,6 +17,7 @@ use crate::gate::Gate;
 use crate::image::{Mutant, Recognised, Tuning};
 use crate::import::Progress;
 use crate::lock::{self, Mode, Sidecar};
+use crate::merge;
 use crate::operation::{OperationError, report as tell};
 use crate::pool::{Place, Pool};
 use crate::storage::{Backing, FileStorage};
@@ -93,6 +94,7 @@ pub fn repair_in_place(
             have,
         });
     }
+    merge::marker::forget(&place)?;
     plan.journal.write(&place)?;
     let total = plan.journal.report.copied_bytes;
     plan.apply(&backing, Tuning::default(), &io, &mut |done| {
