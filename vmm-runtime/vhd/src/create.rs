@@ -220,6 +220,14 @@ impl Names {
             // Made between the look and the lock. Its lock file stays.
             return Err(taken());
         }
+        if let Some(lock) = &names.lock {
+            // What hosts had was another disk of this name.
+            lock.forget().map_err(|source| CreateError::Io {
+                path: rel.to_owned(),
+                operation: "clear the lock file",
+                source,
+            })?;
+        }
         Ok(names)
     }
 

@@ -1,6 +1,6 @@
 //! Who may have a disk open: one writer, or any number of readers.
 //!
-//! Two locks, both of the open file description (`F_OFD_SETLK`), so they end
+//! Two locks of the kernel, both of the open file description (`F_OFD_SETLK`), so they end
 //! with the process and are not lost when it closes another descriptor of the
 //! file. The first is ours, on a file beside the disk that is never renamed:
 //! a disk's file may be replaced by rename, and whoever locked the old one
@@ -11,16 +11,31 @@
 //! who use permission n, byte 200+n by those who don't let others use it; and
 //! who wants one checks that the other is free. The permissions: 0 read
 //! consistently, 1 write, 3 resize.
+//!
+//! On a folder that hosts share, our file also says which of them has the
+//! disk, see `header`. Who opens a disk as an owner writes that there, and
+//! who opens it without one (a tool, a parent's reader) is refused for as
+//! long as a host of another boot has it, for reading too: that host may be
+//! cut off, and still write. Only an epoch that came after proves otherwise.
+
+mod header;
 
 use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
+use crate::block::IoError;
+use crate::gate::Gate;
 use crate::pool::{Place, PoolError};
+
+pub(crate) use header::Record;
+pub use header::{LockOwner, LockOwnerError};
 
 /// How a disk is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +75,8 @@ pub(crate) struct Sidecar {
     /// `None` where the file can't exist: a reader in a read-only pool.
     file: Option<File>,
     place: Place,
+    /// As whom the disk is open for writing.
+    owner: Option<(LockOwner, Gate)>,
 }
 
 impl Sidecar {
@@ -70,18 +87,14 @@ impl Sidecar {
         // opening and locking it; each needs another remover.
         for _ in 0..100 {
             let Some(mut file) = open_sidecar(&place, mode)? else {
-                return Ok(Sidecar { file: None, place });
+                return Ok(Sidecar {
+                    file: None,
+                    place,
+                    owner: None,
+                });
             };
             if !lock(file.as_fd(), mode, 0, 0)? {
-                let mut holder = String::new();
-                // Bounded: the file may be anyone's.
-                let _ = file.by_ref().take(128).read_to_string(&mut holder);
-                let holder = holder.trim().escape_default().to_string();
-                let by = if holder.is_empty() {
-                    "another process".to_owned()
-                } else {
-                    holder
-                };
+                let by = noted_holder(&mut file);
                 return Err(LockError::Held(format!(
                     "{} is locked by {by}",
                     place.rel().display()
@@ -98,12 +111,144 @@ impl Sidecar {
             return Ok(Sidecar {
                 file: Some(file),
                 place,
+                owner: None,
             });
         }
         Err(LockError::Held(format!(
             "{} keeps being replaced",
             place.rel().display()
         )))
+    }
+
+    /// Refuses when the file says that the disk is another host's; see
+    /// `header::admit`.
+    fn check(&self, owner: Option<&LockOwner>) -> Result<Option<Record>, LockError> {
+        let record = self.record()?;
+        let this_boot = LockOwner::this_boot().ok();
+        header::admit(record.as_ref(), owner, this_boot)
+            .map_err(|why| LockError::Held(format!("{}: {why}", self.place.rel().display())))?;
+        Ok(record)
+    }
+
+    /// Makes `owner` the one who has the disk, durably. Hold the lock
+    /// exclusively.
+    fn take(
+        &mut self,
+        record: Option<&Record>,
+        owner: &LockOwner,
+        gate: &Gate,
+    ) -> Result<(), LockError> {
+        let closed = |error: IoError| LockError::Io(io::Error::other(error));
+        let _pass = gate.enter().map_err(closed)?;
+        self.write(&header::take(record, owner))?;
+        if record.is_none() {
+            // The file itself may be new.
+            self.place.sync_folder()?;
+        }
+        self.owner = Some((owner.clone(), gate.clone()));
+        Ok(())
+    }
+
+    /// Says that the owner, if there is one, has the disk no more. Nothing is
+    /// written if another has taken it over, or the gate is closed.
+    pub(crate) fn release(&mut self) -> Result<(), IoError> {
+        let Some((owner, gate)) = self.owner.take() else {
+            return Ok(());
+        };
+        let failed = |source: io::Error| IoError::Io {
+            disk: self.place.rel().to_string_lossy().into(),
+            operation: "write who has the disk",
+            source: source.into(),
+        };
+        let _pass = gate.enter()?;
+        let record = self
+            .record()
+            .map_err(|error| failed(io::Error::other(error.to_string())))?;
+        match header::release(record.as_ref(), &owner) {
+            Some(change) => self.write(&[change]).map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// The disk's path in its pool.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.place.rel().with_extension("")
+    }
+
+    /// Refuses when the owner, if there is one, isn't the one who has the
+    /// disk any more.
+    pub(crate) fn check_owner(&self) -> Result<(), LockError> {
+        let Some((owner, _)) = &self.owner else {
+            return Ok(());
+        };
+        match self.record()? {
+            Some(record) if record.names(owner) => Ok(()),
+            record => Err(LockError::Held(format!(
+                "{}: {}, and {owner} is over",
+                self.place.rel().display(),
+                match record {
+                    Some(Record {
+                        disk_epoch,
+                        holder: Some((host, _)),
+                        ..
+                    }) => format!("host {host} has taken it over in epoch {disk_epoch}"),
+                    _ => "nobody has it any more".to_owned(),
+                }
+            ))),
+        }
+    }
+
+    /// What the file says now, past the page cache where that works: another
+    /// host may have written it.
+    fn record(&self) -> Result<Option<Record>, LockError> {
+        let Some(file) = &self.file else {
+            return Ok(None);
+        };
+        let direct = match self.place.open(OFlags::RDONLY | OFlags::DIRECT) {
+            Ok(direct) if identity_of(direct.as_fd())? != identity_of(file.as_fd())? => {
+                return Err(LockError::Held(format!(
+                    "{} was replaced",
+                    self.place.rel().display()
+                )));
+            }
+            Ok(direct) => read_header(direct.as_fd()),
+            Err(PoolError::Io { source, .. }) => Err(source),
+            Err(error) => return Err(error.into()),
+        };
+        let bytes = match direct {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => read_header(file.as_fd())?,
+            result => result?,
+        };
+        header::read(&bytes).map_err(|header::Damaged| {
+            LockError::Held(format!(
+                "{} is damaged, so nobody knows which host has the disk; when no host has, remove that file",
+                self.place.rel().display()
+            ))
+        })
+    }
+
+    /// Makes changes durable, one after the other.
+    fn write(&self, changes: &[header::Change]) -> io::Result<()> {
+        let Some(file) = &self.file else {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        };
+        for change in changes {
+            file.write_all_at(&change.bytes, header::START + change.offset)?;
+            file.sync_data()?;
+        }
+        Ok(())
+    }
+
+    /// Forgets who had the disk, when there is none of this name. Hold the
+    /// lock exclusively.
+    pub(crate) fn forget(&self) -> io::Result<()> {
+        match &self.file {
+            Some(file) if file.metadata()?.len() > header::START => {
+                file.set_len(header::START)?;
+                file.sync_data()
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes the lock's file, when there is no disk any more. Hold it
@@ -139,16 +284,68 @@ fn is_read_only(error: &io::Error) -> bool {
     )
 }
 
+impl std::fmt::Display for LockError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LockError::Held(by) => f.write_str(by),
+            LockError::Pool(error) => error.fmt(f),
+            LockError::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Reads the header's part of a lock file. The buffer is aligned for those
+/// that go past the page cache.
+fn read_header(file: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    const ALIGN: usize = 4096;
+    let end = (header::START as usize + header::LEN).next_multiple_of(ALIGN);
+    let mut buf = vec![0; end + ALIGN];
+    let skip = buf.as_ptr().align_offset(ALIGN).min(ALIGN);
+    let aligned = &mut buf[skip..skip + end];
+    let mut done = 0;
+    while done < end {
+        match rustix::io::pread(file, &mut aligned[done..], done as u64) {
+            Ok(0) => break,
+            Ok(len) => done += len,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Such reads end where the file does, and go on at multiples alone.
+        if done % ALIGN != 0 {
+            break;
+        }
+    }
+    let start = (header::START as usize).min(done);
+    Ok(aligned[start..done].to_vec())
+}
+
+/// Bytes for the line that tells who holds the lock.
+const NOTE: usize = 128;
+
 /// Leaves a line for those who find the lock taken. Only a help: no error.
 fn note_holder(file: &File) {
     let host = rustix::system::uname();
-    let line = format!(
-        "process {} on {}\n",
+    let mut line = format!(
+        "process {} on {}",
         std::process::id(),
         host.nodename().to_string_lossy()
-    );
-    if file.set_len(0).is_ok() {
-        let _ = file.write_all_at(line.as_bytes(), 0);
+    )
+    .into_bytes();
+    // Over what a longer one left.
+    line.resize(NOTE, b'\n');
+    let _ = file.write_all_at(&line, 0);
+}
+
+/// The line that was left, for messages.
+fn noted_holder(file: &mut File) -> String {
+    let mut holder = String::new();
+    // Bounded: the file may be anyone's.
+    let _ = file.take(NOTE as u64).read_to_string(&mut holder);
+    let holder = holder.trim().escape_default().to_string();
+    if holder.is_empty() {
+        "another process".to_owned()
+    } else {
+        holder
     }
 }
 
@@ -244,15 +441,27 @@ fn is_free(file: BorrowedFd<'_>, byte: i64) -> io::Result<bool> {
     Ok(c_int::from(request.l_type) == libc::F_UNLCK)
 }
 
-/// Opens the disk `place` under both of its locks.
+/// Opens the disk `place` under both of its locks, unless another host has it.
 pub(crate) fn open_locked(place: &Place, mode: Mode) -> Result<(OwnedFd, Sidecar), LockError> {
+    open_owned(place, mode, None)
+}
+
+/// As [`open_locked`], as `owner`. Who opens it exclusively is on record as
+/// the one who has it, until [`Sidecar::release`]; what is written there
+/// passes the gate.
+pub(crate) fn open_owned(
+    place: &Place,
+    mode: Mode,
+    owner: Option<(&LockOwner, &Gate)>,
+) -> Result<(OwnedFd, Sidecar), LockError> {
     let flags = match mode {
         Mode::Shared => OFlags::RDONLY,
         Mode::Exclusive => OFlags::RDWR,
     };
     // Looked for first: a disk that isn't there gets no lock file.
     place.identity()?;
-    let sidecar = Sidecar::acquire(place, mode)?;
+    let mut sidecar = Sidecar::acquire(place, mode)?;
+    let record = sidecar.check(owner.map(|(owner, _)| owner))?;
     let file = match place.open(flags) {
         Ok(file) => file,
         Err(error) => {
@@ -264,6 +473,9 @@ pub(crate) fn open_locked(place: &Place, mode: Mode) -> Result<(OwnedFd, Sidecar
         }
     };
     lock_for_qemu(file.as_fd(), mode)?;
+    if let (Mode::Exclusive, Some((owner, gate))) = (mode, owner) {
+        sidecar.take(record.as_ref(), owner, gate)?;
+    }
     Ok((file, sidecar))
 }
 

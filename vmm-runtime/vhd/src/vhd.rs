@@ -6,16 +6,16 @@ use std::path::Path;
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, Extent, IoError};
-use crate::chain::{self, ParentSearch};
+use crate::chain::{self, ParentSearch, Parents};
 use crate::create::{self, CreateError, CreateOptions};
 use crate::error::OpenError;
 use crate::format::DiskType;
 use crate::format::geometry::Geometry;
 use crate::gate::Gate;
-use crate::image::{self, Image, Tuning, recognise};
-use crate::lock::{self, Mode, Sidecar};
+use crate::image::{self, Image, Recognised, Tuning, recognise};
+use crate::lock::{self, LockOwner, Mode, Sidecar};
 use crate::merge;
-use crate::pool::Pool;
+use crate::pool::{Place, Pool};
 use crate::repair;
 use crate::resize;
 use crate::storage::{Backing, FileStorage};
@@ -29,6 +29,92 @@ pub enum Access {
     ReadWrite,
 }
 
+/// How and by whom a disk is opened.
+///
+/// ```no_run
+/// use paddock_vhd::{Access, Gate, LockOwner, OpenOptions, Pool};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = Pool::open("/var/lib/paddock/pools/shared")?;
+/// let owner = LockOwner::new(7, "node-a", LockOwner::this_boot()?)?;
+/// let disk = OpenOptions::new(Access::ReadWrite)
+///     .gate(Gate::open())
+///     .owner(owner)
+///     .open(&pool, "web/root.vhd")?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    access: Access,
+    gate: Gate,
+    search: ParentSearch,
+    owner: Option<LockOwner>,
+}
+
+impl OpenOptions {
+    /// A gate that is open, parents where the disk says, no owner.
+    pub fn new(access: Access) -> OpenOptions {
+        OpenOptions {
+            access,
+            gate: Gate::open(),
+            search: ParentSearch::new(),
+            owner: None,
+        }
+    }
+
+    /// Every change of the disk passes `gate`.
+    #[must_use]
+    pub fn gate(self, gate: Gate) -> OpenOptions {
+        OpenOptions { gate, ..self }
+    }
+
+    /// Where the parents of a differencing disk are looked for as well.
+    #[must_use]
+    pub fn search(self, search: ParentSearch) -> OpenOptions {
+        OpenOptions { search, ..self }
+    }
+
+    /// Opens the disk as `owner`, for folders that hosts share. Opened for
+    /// writing, the disk's lock file names the owner, durably, before
+    /// anything else is written, and until the disk is closed in order. The
+    /// highest epoch stays there.
+    ///
+    /// Refused with [`OpenError::InUse`] when the file has a higher epoch, or
+    /// names another host with the same one: that host may be alive, and only
+    /// a higher epoch tells that it was fenced. After a crash a host gets its
+    /// disk again in the same epoch, on another boot too.
+    ///
+    /// Without an owner a disk is refused, for reading too, while its lock
+    /// file names a host, unless that is this boot: then its process is gone.
+    /// So are the parents of a differencing disk, which nobody owns.
+    #[must_use]
+    pub fn owner(self, owner: LockOwner) -> OpenOptions {
+        OpenOptions {
+            owner: Some(owner),
+            ..self
+        }
+    }
+
+    /// Opens the disk `rel`, see [`Vhd::open_with`].
+    pub fn open(&self, pool: &Pool, rel: impl AsRef<Path>) -> Result<Vhd, OpenError> {
+        let opened = Opened::open_as(
+            pool,
+            rel.as_ref(),
+            self.access,
+            self.gate.clone(),
+            &self.search,
+            self.owner.as_ref(),
+        )?;
+        Ok(Vhd::new(
+            opened.image,
+            opened.disk_type,
+            opened.lock,
+            opened.parent_locks,
+        ))
+    }
+}
+
 /// An open VHD. Locked until it is dropped.
 pub struct Vhd {
     image: Box<dyn Image>,
@@ -38,7 +124,7 @@ pub struct Vhd {
     /// Cleared once the image has been put away, or need not be.
     open: bool,
     /// Released last: fields are dropped in order.
-    _lock: Sidecar,
+    lock: Sidecar,
 }
 
 impl std::fmt::Debug for Vhd {
@@ -92,13 +178,10 @@ impl Vhd {
         gate: Gate,
         search: &ParentSearch,
     ) -> Result<Vhd, OpenError> {
-        let opened = Opened::open(pool, rel.as_ref(), access, gate, search)?;
-        Ok(Vhd::new(
-            opened.image,
-            opened.disk_type,
-            opened.lock,
-            opened.parent_locks,
-        ))
+        OpenOptions::new(access)
+            .gate(gate)
+            .search(search.clone())
+            .open(pool, rel)
     }
 
     pub(crate) fn new(
@@ -112,13 +195,24 @@ impl Vhd {
             disk_type,
             parents,
             open: true,
-            _lock: lock,
+            lock,
         }
     }
 
     /// The type of the disk.
     pub fn disk_type(&self) -> DiskType {
         self.disk_type
+    }
+
+    /// Refuses with [`OpenError::InUse`] when the lock file does not name the
+    /// owner of this disk any more, see [`OpenOptions::owner`]: another host
+    /// has it, so close the gate. The file is read past the page cache where
+    /// the file system can do that. Nothing to refuse without an owner.
+    pub fn check_owner(&self) -> Result<(), OpenError> {
+        let path = self.lock.disk();
+        self.lock
+            .check_owner()
+            .map_err(|error| OpenError::from_lock(&path, error))
     }
 
     /// Flushes, gives back space that was reserved for growth, and releases
@@ -129,7 +223,8 @@ impl Vhd {
 
     pub(crate) fn put_away(&mut self) -> Result<(), IoError> {
         self.open = false;
-        self.image.put_away()
+        self.image.put_away()?;
+        self.lock.release()
     }
 }
 
@@ -158,7 +253,18 @@ impl Opened {
         gate: Gate,
         search: &ParentSearch,
     ) -> Result<Opened, OpenError> {
-        let opened = Opened::open_unmarked(pool, rel, access, gate, search)?;
+        Opened::open_as(pool, rel, access, gate, search, None)
+    }
+
+    fn open_as(
+        pool: &Pool,
+        rel: &Path,
+        access: Access,
+        gate: Gate,
+        search: &ParentSearch,
+        owner: Option<&LockOwner>,
+    ) -> Result<Opened, OpenError> {
+        let opened = Opened::open_unmarked(pool, rel, access, gate, search, owner)?;
         if access == Access::ReadWrite {
             // Whoever goes on with a merge into it must know of this.
             merge::marker::forget(&pool.place(rel)?)?;
@@ -174,7 +280,7 @@ impl Opened {
         gate: Gate,
         search: &ParentSearch,
     ) -> Result<Opened, OpenError> {
-        Opened::open_unmarked(pool, rel, Access::ReadWrite, gate, search)
+        Opened::open_unmarked(pool, rel, Access::ReadWrite, gate, search, None)
     }
 
     fn open_unmarked(
@@ -183,15 +289,67 @@ impl Opened {
         access: Access,
         gate: Gate,
         search: &ParentSearch,
+        owner: Option<&LockOwner>,
     ) -> Result<Opened, OpenError> {
         let mode = match access {
             Access::ReadOnly => Mode::Shared,
             Access::ReadWrite => Mode::Exclusive,
         };
         let place = pool.place(rel)?;
-        let (file, lock) =
-            lock::open_locked(&place, mode).map_err(|error| OpenError::from_lock(rel, error))?;
-        let file = File::from(file);
+        let owner = owner.map(|owner| (owner, &gate));
+        let (file, mut lock) = lock::open_owned(&place, mode, owner)
+            .map_err(|error| OpenError::from_lock(rel, error))?;
+        match Contents::open(pool, &place, access, gate, search, file.into()) {
+            Ok(Contents {
+                image,
+                found,
+                modified,
+                parents,
+            }) => Ok(Opened {
+                image,
+                disk_type: found.disk_type,
+                unique_id: found.footer.unique_id,
+                geometry: found.footer.geometry,
+                modified,
+                parents: parents.places.len(),
+                changed: parents.changed,
+                lock,
+                parent_locks: parents.locks,
+            }),
+            Err(error) => {
+                // It is the first error that is told.
+                let _ = lock.release();
+                Err(error)
+            }
+        }
+    }
+
+    /// The disk as the parent of another, and all locks.
+    pub(crate) fn into_parent(self) -> (Box<dyn Image>, Vec<Sidecar>) {
+        let mut locks = self.parent_locks;
+        locks.push(self.lock);
+        (self.image, locks)
+    }
+}
+
+/// A disk whose file is locked, opened.
+struct Contents {
+    image: Box<dyn Image>,
+    found: Recognised,
+    modified: u32,
+    parents: Parents,
+}
+
+impl Contents {
+    fn open(
+        pool: &Pool,
+        place: &Place,
+        access: Access,
+        gate: Gate,
+        search: &ParentSearch,
+        file: File,
+    ) -> Result<Contents, OpenError> {
+        let rel = place.rel();
         let (identity, modified) = chain::look_at(rel, &file)?;
         let backing = Backing::new(
             Box::new(FileStorage::new(file)),
@@ -201,14 +359,14 @@ impl Opened {
         let refused = |refusal| OpenError::from_refusal(rel, refusal);
         // A resize may have been cut off, or a repair.
         let found = match access {
-            Access::ReadOnly => resize::fixed::recognise_at(&place, &backing),
-            Access::ReadWrite if repair::journal::is_cut_off(&place)? => {
+            Access::ReadOnly => resize::fixed::recognise_at(place, &backing),
+            Access::ReadWrite if repair::journal::is_cut_off(place)? => {
                 return Err(OpenError::Corrupt {
                     path: rel.to_owned(),
                     found: "a repair of it was cut off: repair it again, or undo that".to_owned(),
                 });
             }
-            Access::ReadWrite => resize::fixed::settle(&place, &backing)
+            Access::ReadWrite => resize::fixed::settle(place, &backing)
                 .and_then(|()| recognise(&backing, Tuning::default())),
         }
         .map_err(refused)?;
@@ -227,24 +385,12 @@ impl Opened {
             Tuning::default(),
         )
         .map_err(refused)?;
-        Ok(Opened {
+        Ok(Contents {
             image,
-            disk_type: found.disk_type,
-            unique_id: found.footer.unique_id,
-            geometry: found.footer.geometry,
+            found,
             modified,
-            parents: parents.places.len(),
-            changed: parents.changed,
-            lock,
-            parent_locks: parents.locks,
+            parents,
         })
-    }
-
-    /// The disk as the parent of another, and all locks.
-    pub(crate) fn into_parent(self) -> (Box<dyn Image>, Vec<Sidecar>) {
-        let mut locks = self.parent_locks;
-        locks.push(self.lock);
-        (self.image, locks)
     }
 }
 

@@ -1,0 +1,274 @@
+//! Disks on a folder that hosts share, as one of them has them.
+
+#![allow(clippy::unwrap_used)] // In the functions that tests share, too.
+
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use paddock_vhd::{
+    Access, BlockDevice, ChildOptions, CompactOptions, CreateOptions, DiskSize, DiskType, Gate,
+    LockOwner, OpenError, OpenErrorKind, OpenOptions, OperationError, Pool, Vhd, check, compact,
+    remove,
+};
+use uuid::Uuid;
+
+const MIB: u64 = 1 << 20;
+
+struct Folder {
+    dir: tempfile::TempDir,
+    pool: Pool,
+}
+
+/// Where the lock file has what it says of hosts.
+const HEADER: usize = 4096;
+
+impl Folder {
+    fn new() -> Folder {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::open(dir.path()).unwrap();
+        let folder = Folder { dir, pool };
+        folder.create("disk.vhd");
+        folder
+    }
+
+    fn create(&self, rel: &str) {
+        let size = DiskSize::from_bytes(8 * MIB).unwrap();
+        let options = CreateOptions::new(DiskType::Dynamic, size);
+        Vhd::create(&self.pool, rel, &options)
+            .unwrap()
+            .close()
+            .unwrap();
+    }
+
+    fn path(&self, rel: &str) -> PathBuf {
+        self.dir.path().join(rel)
+    }
+
+    fn open(&self, access: Access, owner: Option<&LockOwner>) -> Result<Vhd, OpenError> {
+        let mut options = OpenOptions::new(access);
+        if let Some(owner) = owner {
+            options = options.owner(owner.clone());
+        }
+        options.open(&self.pool, "disk.vhd")
+    }
+
+    /// Opens the disk for writing, and loses its host.
+    fn crash(&self, rel: &str, owner: &LockOwner) {
+        let gate = Gate::open();
+        let options = OpenOptions::new(Access::ReadWrite).gate(gate.clone());
+        let disk = options.owner(owner.clone()).open(&self.pool, rel).unwrap();
+        disk.write_at(&[5; 512], MIB).unwrap();
+        disk.flush().unwrap();
+        gate.close();
+        assert!(disk.close().is_err());
+    }
+
+    /// The refusal's words.
+    fn refusal(&self, access: Access, owner: Option<&LockOwner>) -> String {
+        match self.open(access, owner) {
+            Err(OpenError::InUse { path, holder }) => {
+                assert_eq!(path, PathBuf::from("disk.vhd"));
+                holder
+            }
+            result => panic!("not refused: {result:?}"),
+        }
+    }
+}
+
+fn owner(disk_epoch: u64, host: &str) -> LockOwner {
+    LockOwner::new(disk_epoch, host, Uuid::new_v4()).unwrap()
+}
+
+const WRITING: Access = Access::ReadWrite;
+const READING: Access = Access::ReadOnly;
+
+#[test]
+fn a_disk_that_is_closed_in_order_is_free_and_keeps_its_epoch() {
+    let folder = Folder::new();
+    folder
+        .open(WRITING, Some(&owner(5, "node-a")))
+        .unwrap()
+        .close()
+        .unwrap();
+    // Dropping it is as good.
+    drop(folder.open(WRITING, Some(&owner(6, "node-b"))).unwrap());
+    for access in [WRITING, READING] {
+        folder.open(access, None).unwrap().close().unwrap();
+        let why = folder.refusal(access, Some(&owner(5, "node-a")));
+        assert!(why.contains("epoch 6"), "{why}");
+        folder.open(access, Some(&owner(6, "node-a"))).unwrap();
+    }
+}
+
+#[test]
+fn a_dead_hosts_disk_goes_to_a_higher_epoch_alone() {
+    let folder = Folder::new();
+    let dead = owner(5, "node-a");
+    folder.crash("disk.vhd", &dead);
+    for access in [WRITING, READING] {
+        for other in [None, Some(owner(5, "node-b")), Some(owner(4, "node-b"))] {
+            let why = folder.refusal(access, other.as_ref());
+            assert!(
+                why.contains("host node-a") && why.contains("epoch 5"),
+                "{why}"
+            );
+        }
+        // Reading with the proof; nothing is taken over by that.
+        folder.open(READING, Some(&owner(6, "node-b"))).unwrap();
+    }
+    assert_eq!(
+        remove(&folder.pool, "disk.vhd").unwrap_err().kind(),
+        OpenErrorKind::InUse
+    );
+    // Itself again, after it booted.
+    folder.crash("disk.vhd", &owner(5, "node-a"));
+    let next = folder.open(WRITING, Some(&owner(6, "node-b"))).unwrap();
+    let mut byte = [0];
+    next.read_at(&mut byte, MIB).unwrap();
+    assert_eq!(byte, [5]);
+    next.close().unwrap();
+    let why = folder.refusal(WRITING, Some(&dead));
+    assert!(
+        why.contains("epoch 6") && why.contains("node-a in epoch 5 is over"),
+        "{why}"
+    );
+}
+
+#[test]
+fn what_died_on_this_boot_is_dead() {
+    let folder = Folder::new();
+    let boot = LockOwner::this_boot().unwrap();
+    let this = LockOwner::new(5, "node-a", boot).unwrap();
+    folder.crash("disk.vhd", &this);
+    folder.open(WRITING, None).unwrap().close().unwrap();
+    // It still counts for other hosts.
+    folder.refusal(WRITING, Some(&owner(5, "node-b")));
+    folder.open(WRITING, Some(&this)).unwrap().close().unwrap();
+    folder.open(WRITING, Some(&owner(5, "node-b"))).unwrap();
+}
+
+#[test]
+fn a_holder_notices_that_it_was_taken_over_and_leaves_the_record_alone() {
+    let folder = Folder::new();
+    let lock = folder.path("disk.vhd.lock");
+    let disk = folder.open(WRITING, Some(&owner(5, "node-a"))).unwrap();
+    disk.check_owner().unwrap();
+    // Another host, whose kernel knows nothing of this one's locks.
+    folder.create("other.vhd");
+    folder.crash("other.vhd", &owner(6, "node-b"));
+    let mut bytes = std::fs::read(&lock).unwrap();
+    let taken = std::fs::read(folder.path("other.vhd.lock")).unwrap();
+    assert_eq!((bytes.len(), taken.len()), (HEADER + 4608, HEADER + 4608));
+    bytes[HEADER..].copy_from_slice(&taken[HEADER..]);
+    std::fs::write(&lock, &bytes).unwrap();
+    let Err(OpenError::InUse { path, holder }) = disk.check_owner() else {
+        panic!("not noticed")
+    };
+    assert_eq!(path, PathBuf::from("disk.vhd"));
+    assert!(
+        holder.contains("host node-b has taken it over in epoch 6"),
+        "{holder}"
+    );
+    disk.close().unwrap();
+    assert!(std::fs::read(&lock).unwrap()[HEADER..] == taken[HEADER..]);
+    // Without an owner there is nothing to notice.
+    let disk = folder.open(WRITING, Some(&owner(7, "node-c"))).unwrap();
+    drop(disk);
+    folder.open(READING, None).unwrap().check_owner().unwrap();
+}
+
+#[test]
+fn a_replaced_lock_file_is_noticed() {
+    let folder = Folder::new();
+    let disk = folder.open(WRITING, Some(&owner(5, "node-a"))).unwrap();
+    let lock = folder.path("disk.vhd.lock");
+    std::fs::copy(&lock, folder.path("copy")).unwrap();
+    std::fs::rename(folder.path("copy"), &lock).unwrap();
+    assert_eq!(disk.check_owner().unwrap_err().kind(), OpenErrorKind::InUse);
+}
+
+#[test]
+fn the_record_is_written_through_the_gate_before_the_disk() {
+    let folder = Folder::new();
+    let before = std::fs::read(folder.path("disk.vhd.lock")).unwrap();
+    let gate = Gate::open();
+    gate.close();
+    let options = OpenOptions::new(WRITING).gate(gate);
+    let result = options.owner(owner(5, "a")).open(&folder.pool, "disk.vhd");
+    assert_eq!(result.unwrap_err().kind(), OpenErrorKind::Io);
+    assert!(std::fs::read(folder.path("disk.vhd.lock")).unwrap() == before);
+    // A disk that can't be opened is not held.
+    std::fs::write(folder.path("disk.vhd"), [0; 4096]).unwrap();
+    let result = folder.open(WRITING, Some(&owner(5, "a")));
+    assert_eq!(result.unwrap_err().kind(), OpenErrorKind::Unsupported);
+    let result = folder.open(WRITING, Some(&owner(5, "b")));
+    assert_eq!(result.unwrap_err().kind(), OpenErrorKind::Unsupported);
+}
+
+#[test]
+fn a_damaged_record_is_refused_until_a_person_decides() {
+    let folder = Folder::new();
+    folder.crash("disk.vhd", &owner(5, "node-a"));
+    let lock = folder.path("disk.vhd.lock");
+    let mut bytes = std::fs::read(&lock).unwrap();
+    bytes[HEADER..].fill(7);
+    std::fs::write(&lock, &bytes).unwrap();
+    for owner in [None, Some(owner(9, "node-b"))] {
+        let why = folder.refusal(WRITING, owner.as_ref());
+        assert!(why.contains("remove that file"), "{why}");
+    }
+    std::fs::remove_file(&lock).unwrap();
+    folder.open(WRITING, None).unwrap().close().unwrap();
+}
+
+#[test]
+fn the_record_outlives_a_compaction_and_not_the_disk() {
+    let folder = Folder::new();
+    drop(folder.open(WRITING, Some(&owner(5, "node-a"))).unwrap());
+    let inode = || folder.path("disk.vhd").metadata().unwrap().ino();
+    let old = inode();
+    let go_on = &mut |_| ControlFlow::Continue(());
+    compact(&folder.pool, "disk.vhd", &CompactOptions::default(), go_on).unwrap();
+    assert_ne!(inode(), old);
+    folder.refusal(WRITING, Some(&owner(4, "node-a")));
+    // A disk that somebody removed by hand, and another one of its name.
+    folder.crash("disk.vhd", &owner(5, "node-a"));
+    std::fs::remove_file(folder.path("disk.vhd")).unwrap();
+    folder.create("disk.vhd");
+    folder.open(WRITING, Some(&owner(1, "node-b"))).unwrap();
+}
+
+#[test]
+fn a_parent_that_a_dead_host_has_is_refused_to_readers() {
+    let folder = Folder::new();
+    let options = ChildOptions::new();
+    let pool = &folder.pool;
+    let child = Vhd::create_child(pool, "child.vhd", pool, "disk.vhd", &options).unwrap();
+    child.close().unwrap();
+    folder.crash("disk.vhd", &owner(5, "node-a"));
+    let child = Vhd::open(pool, "child.vhd", READING, Gate::open());
+    assert_eq!(child.unwrap_err().kind(), OpenErrorKind::InUse);
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let search = paddock_vhd::ParentSearch::new();
+    let checked = check(pool, "disk.vhd", &search, go_on);
+    match checked {
+        Err(OperationError::Open(error)) => assert_eq!(error.kind(), OpenErrorKind::InUse),
+        result => panic!("{result:?}"),
+    }
+}
+
+#[test]
+fn an_old_lock_file_has_no_record() {
+    let folder = Folder::new();
+    let lock = folder.path("disk.vhd.lock");
+    std::fs::write(&lock, "process 1 on a-host-with-a-long-name\n".repeat(9)).unwrap();
+    folder.open(WRITING, None).unwrap().close().unwrap();
+    folder.crash("disk.vhd", &owner(5, "node-a"));
+    folder.refusal(WRITING, None);
+    // What is said to who finds it locked is the last holder's line.
+    let _held = folder.open(WRITING, Some(&owner(6, "node-b"))).unwrap();
+    let why = folder.refusal(WRITING, Some(&owner(7, "node-c")));
+    let process = format!("locked by process {} on ", std::process::id());
+    assert!(why.contains(&process) && !why.contains("long"), "{why}");
+}
