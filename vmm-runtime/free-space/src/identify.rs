@@ -2,12 +2,15 @@
 
 use crate::disk::Part;
 use crate::error::Stop;
+use crate::fat;
 use crate::fields::Fields;
 use crate::report::Kind;
 
 /// What was found.
 pub(crate) enum Found {
     Ext,
+    Fat,
+    ExFat,
     /// Not walked, and why not.
     Other(Kind, String),
 }
@@ -28,6 +31,11 @@ pub(crate) fn identify(part: &Part<'_>) -> Result<Found, Stop> {
     let mut found: Vec<(&str, Found)> = Vec::new();
     if fields.le16(1024 + 56)? == 0xef53 {
         found.push(("ext", Found::Ext));
+    }
+    if fields.bytes(3, 8)? == b"EXFAT   " {
+        found.push(("exFAT", Found::ExFat));
+    } else if fat::is_boot_sector(&fields)? && !known_otherwise(&fields)? {
+        found.push(("FAT", Found::Fat));
     }
     for (kind, name) in others(&fields, part)? {
         let reason = format!("it is {name}, which is not looked into");
@@ -50,6 +58,14 @@ pub(crate) fn identify(part: &Part<'_>) -> Result<Found, Stop> {
             "nothing was recognized in it, or it is empty".into(),
         ),
     })
+}
+
+/// Boot sectors that have FAT's fields, too.
+fn known_otherwise(fields: &Fields<'_>) -> Result<bool, Stop> {
+    Ok(matches!(
+        fields.bytes(3, 8)?,
+        b"NTFS    " | b"-FVE-FS-" | b"ReFS\0\0\0\0"
+    ))
 }
 
 /// Things that are known, but not looked into.

@@ -40,14 +40,15 @@
 
 #![warn(missing_docs)]
 
-#[allow(dead_code)] // The walkers to come need the rest.
 mod bitmap;
-#[allow(dead_code)] // The walkers to come need the rest.
+#[allow(dead_code)] // NTFS and XFS need the rest.
 mod checksum;
 mod disk;
 mod error;
+mod exfat;
 mod ext;
-#[allow(dead_code)] // The walkers to come need the rest.
+mod fat;
+#[allow(dead_code)] // NTFS and XFS need the rest.
 mod fields;
 mod free_list;
 mod identify;

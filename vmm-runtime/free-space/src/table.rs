@@ -60,7 +60,7 @@ fn layout(disk: &Part<'_>) -> Result<Layout, Stop> {
     // What mkfs.fat writes for Windows: a partition that is the whole disk.
     if let [only] = entries.as_slice()
         && only.first == 0
-        && false
+        && matches!(on_disk, Found::Fat)
         && !gpt_here
     {
         return Ok(bare);

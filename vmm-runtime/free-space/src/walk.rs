@@ -65,6 +65,11 @@ fn walk(
     let mut free = FreeList::new(part.start..part.start + part.len, limit);
     match identify(&part)? {
         Found::Ext => crate::ext::walk(&part, kind, &mut free)?,
+        Found::Fat => crate::fat::walk(&part, kind, &mut free)?,
+        Found::ExFat => {
+            *kind = Kind::ExFat;
+            crate::exfat::walk(&part, &mut free)?;
+        }
         Found::Other(other, reason) => {
             *kind = other;
             return Err(Stop::Doubt(reason));

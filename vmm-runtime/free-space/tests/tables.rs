@@ -144,7 +144,8 @@ fn an_mbr_that_contradicts_itself_is_refused() {
         (32768, 512_000)
     );
 
-    let cases: [(&str, &dyn Fn(&Raw)); 11] = [
+    type Change<'a> = &'a dyn Fn(&Raw);
+    let cases: [(&str, Change<'_>); 11] = [
         ("overlap", &|disk| entry(disk, 0, 1, (0x83, 1063, 10))),
         ("overlap", &|disk| entry(disk, 0, 1, (0x83, 0, 10))),
         ("beyond the disk", &|disk| {
