@@ -3,7 +3,6 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::process::Command as Process;
 use std::sync::Arc;
 
 use paddock_vhd::IoError;
@@ -727,81 +726,6 @@ fn connections_are_bounded_and_places_are_given_back() {
             "no place was given back"
         );
         std::thread::yield_now();
-    }
-    setup.server.stop();
-}
-
-#[test]
-fn clients_of_others_agree() {
-    let have = |tool: &str| {
-        Process::new(tool)
-            .arg("--version")
-            .output()
-            .is_ok_and(|output| output.status.success())
-    };
-    let setup = serve(MemoryDisk::new(4 << 20));
-    setup.disk.state.lock().unwrap().bytes[65536..131072].fill(0xa5);
-    let uri = format!("nbd+unix:///root?socket={}", setup.socket().display());
-    let run = |tool: &str, arguments: &[&str]| {
-        let output = Process::new(tool).args(arguments).output().unwrap();
-        assert!(
-            output.status.success(),
-            "{tool} {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    };
-    if have("nbdinfo") {
-        assert_eq!(run("nbdinfo", &["--size", &uri]).trim(), "4194304");
-        let map: Vec<String> = run("nbdinfo", &["--map", &uri])
-            .lines()
-            .map(|line| {
-                line.split_whitespace()
-                    .take(3)
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            })
-            .collect();
-        assert_eq!(map, ["0 65536 3", "65536 65536 0", "131072 4063232 3"]);
-    } else {
-        eprintln!("skipped: nbdinfo is not installed");
-    }
-    if have("nbdcopy") {
-        let copy = setup.directory.path().join("copy");
-        run("nbdcopy", &[&uri, copy.to_str().unwrap()]);
-        assert!(std::fs::read(&copy).unwrap() == setup.disk.state.lock().unwrap().bytes);
-        let pattern: Vec<u8> = (0..4_u32 << 20).map(|i| (i / 4096 % 251) as u8).collect();
-        std::fs::write(&copy, &pattern).unwrap();
-        run("nbdcopy", &["--flush", copy.to_str().unwrap(), &uri]);
-        assert!(setup.disk.state.lock().unwrap().bytes == pattern);
-        assert!(
-            setup
-                .disk
-                .state
-                .lock()
-                .unwrap()
-                .calls
-                .contains(&Call::Flush)
-        );
-    } else {
-        eprintln!("skipped: nbdcopy is not installed");
-    }
-    if have("qemu-io") {
-        let commands = [
-            "-f",
-            "raw",
-            "-c",
-            "write -P 0x5a -f 4096 8192",
-            "-c",
-            "discard 0 4096",
-            &uri,
-        ];
-        run("qemu-io", &commands);
-        let bytes = &setup.disk.state.lock().unwrap().bytes;
-        assert!(bytes[4096..12288].iter().all(|&byte| byte == 0x5a));
-        assert!(bytes[..4096].iter().all(|&byte| byte == 0));
-    } else {
-        eprintln!("skipped: qemu-io is not installed");
     }
     setup.server.stop();
 }
