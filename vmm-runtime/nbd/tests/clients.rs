@@ -1,5 +1,7 @@
 //! Clients of others in front of a dynamic disk: what they see and write is what is there.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
