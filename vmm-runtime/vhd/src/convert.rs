@@ -8,12 +8,13 @@ use uuid::Uuid;
 
 use crate::block::{BlockDevice, Extent, ExtentKind, IoError};
 use crate::chain::ParentSearch;
+use crate::copying::{self, Stopped, Target};
 use crate::create::{Blueprint, CreateError, Names, NewDisk};
 use crate::error::OpenError;
 use crate::format::DiskType;
 use crate::format::bat::BLOCK_SIZE;
 use crate::gate::Gate;
-use crate::import::{Progress, is_zero};
+use crate::import::{Device, Progress};
 use crate::operation::{OperationError, report};
 use crate::pool::Pool;
 use crate::storage::{Backing, FileStorage};
@@ -96,8 +97,8 @@ pub fn convert(
         None,
         Vec::new(),
     )?;
-    let write = |bytes: &[u8], offset| new.device().write_at(bytes, offset);
-    let written_bytes = copy(&*source.image, rel, target, write, progress)?;
+    let to = Device(new.device());
+    let written_bytes = copy(&*source.image, rel, target, &to, progress)?;
     drop(new.finish()?);
     Ok(CopyReport {
         size: blueprint.size,
@@ -133,8 +134,8 @@ pub fn export_raw(
     let backing = Backing::new(Box::new(FileStorage::new(file)), Gate::open(), &name);
     let to_target = OperationError::io(target);
     backing.set_len(size).map_err(&to_target)?;
-    let write = |bytes: &[u8], offset| backing.write(bytes, offset);
-    let written_bytes = copy(&*source.image, rel, target, write, progress)?;
+    let to = Raw(&backing);
+    let written_bytes = copy(&*source.image, rel, target, &to, progress)?;
     backing.sync().map_err(&to_target)?;
     names.publish()?;
     // A raw image has no lock file.
@@ -187,45 +188,51 @@ fn data_len(disk: &dyn BlockDevice) -> Result<u64, IoError> {
     Ok(len)
 }
 
-/// Zeros are looked for in pieces of this size.
-const PIECE: usize = 64 << 10;
-/// How much is read at once.
-const CHUNK: u64 = 1 << 20;
+/// A new raw image.
+struct Raw<'a>(&'a Backing);
+
+impl Target for Raw<'_> {
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), IoError> {
+        self.0.write(bytes, offset)
+    }
+
+    fn sync(&self) -> Result<(), IoError> {
+        self.0.sync()
+    }
+}
 
 /// Copies all that isn't zero; returns how much that was.
 fn copy(
     source: &dyn BlockDevice,
     rel: &Path,
-    target: &Path,
-    write: impl Fn(&[u8], u64) -> Result<(), IoError>,
+    path: &Path,
+    target: &dyn Target,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<u64, OperationError> {
     let size = source.size();
-    let mut buf = vec![0; CHUNK as usize];
-    let mut written = 0;
-    visit(source, OperationError::io(rel), |extent| {
-        let end = extent.offset + extent.len;
-        if extent.kind != ExtentKind::Data {
-            return report(end, size, progress);
-        }
-        let mut at = extent.offset;
-        while at < end {
-            // To the next multiple, so that pieces begin at multiples too.
-            let len = (CHUNK - at % CHUNK).min(end - at) as usize;
-            let chunk = &mut buf[..len];
-            source.read_at(chunk, at).map_err(OperationError::io(rel))?;
-            let mut offset = at;
-            for piece in chunk.chunks(PIECE) {
-                if !is_zero(piece) {
-                    write(piece, offset).map_err(OperationError::io(target))?;
-                    written += piece.len() as u64;
+    let to_source = OperationError::io(rel);
+    let copied = copying::copy(target, |feed| {
+        visit(
+            source,
+            |error| Stopped::Reader(to_source(error)),
+            |extent| {
+                let end = extent.offset + extent.len;
+                if extent.kind != ExtentKind::Data {
+                    return Ok(report(end, size, progress)?);
                 }
-                offset += piece.len() as u64;
-            }
-            at += len as u64;
-            report(at, size, progress)?;
-        }
-        Ok(())
-    })?;
-    Ok(written)
+                let mut at = extent.offset;
+                while at < end {
+                    at += feed.chunk(at, end, |chunk| {
+                        source.read_at(chunk, at).map_err(&to_source)
+                    })?;
+                    report(at, size, progress)?;
+                }
+                Ok(())
+            },
+        )
+    });
+    copied.map_err(|stopped| match stopped {
+        Stopped::Reader(error) => error,
+        Stopped::Target(error) => OperationError::io(path)(error),
+    })
 }

@@ -6,11 +6,13 @@ use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{Advice, SeekFrom};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::block::BlockDevice;
+use crate::block::{BlockDevice, IoError};
+pub(crate) use crate::copying::is_zero;
+use crate::copying::{self, CHUNK, Feed, PIECE, Stopped, Target};
 use crate::create::{CreateError, CreateOptions, NewDisk};
 use crate::format::footer::{self, Footer};
 use crate::format::{DiskType, SECTOR, foreign};
@@ -36,8 +38,8 @@ pub struct ImportOptions {
 /// How far a long operation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of the source that are dealt with, holes included; bytes of
-    /// metadata for a check.
+    /// Bytes of the source that are read, or passed over because they are
+    /// holes; bytes of metadata for a check.
     pub done: u64,
     /// All of them.
     pub total: u64,
@@ -110,7 +112,7 @@ pub enum ImportError {
         /// The new disk.
         path: PathBuf,
         /// What went wrong.
-        source: crate::IoError,
+        source: IoError,
     },
 }
 
@@ -121,13 +123,6 @@ impl std::fmt::Display for Hex<'_> {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
-
-/// Zeros of the source are left out in pieces of this size: what most file
-/// systems in images align to, and a multiple of every sector size.
-const PIECE: usize = 64 << 10;
-
-/// How much is read at once.
-const CHUNK: usize = 1 << 20;
 
 /// Makes the disk `rel` out of the raw image `source` (a regular file or a
 /// block device), leaving out its holes and its zeros. Only when the whole
@@ -158,19 +153,29 @@ pub fn import_raw(
         _ => None,
     };
     let disk = NewDisk::begin(pool, rel, &create, data)?;
-    let mut copy = Copy {
-        disk: disk.device(),
+    // Where the kernel can't be told, it finds out by itself.
+    let _ = rustix::fs::fadvise(source, 0, None, Advice::Sequential);
+    let mut reading = Reading {
         hash: options.sha256.map(|_| Sha256::new()),
-        written: 0,
         at: 0,
-        path: rel,
+        total,
+        progress,
     };
-    runs.visit(|data| {
-        copy.skip(data.start, total, progress)?;
-        copy.data(source, data.end, total, progress)
+    let written = copying::copy(&Device(disk.device()), |feed| {
+        runs.visit(|data| {
+            reading.skip(data.start)?;
+            reading.data(source, data.end, feed)
+        })?;
+        Ok(reading.skip(total)?)
+    })
+    .map_err(|stopped| match stopped {
+        Stopped::Reader(error) => error,
+        Stopped::Target(source) => ImportError::Write {
+            path: rel.to_owned(),
+            source,
+        },
     })?;
-    copy.skip(total, total, progress)?;
-    let Copy { hash, written, .. } = copy;
+    let Reading { hash, .. } = reading;
     let found = hash.map(|hash| <[u8; 32]>::from(hash.finalize()));
     if let (Some(expected), Some(found)) = (options.sha256, found)
         && expected != found
@@ -259,10 +264,10 @@ struct DataRuns<'a> {
 }
 
 impl DataRuns<'_> {
-    fn visit(
+    fn visit<E: From<ImportError>>(
         &self,
-        mut each: impl FnMut(Range<u64>) -> Result<(), ImportError>,
-    ) -> Result<(), ImportError> {
+        mut each: impl FnMut(Range<u64>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut at = 0;
         while let Some(data) =
             next_data(self.source, at..self.total).map_err(source_error("look for data in"))?
@@ -278,30 +283,37 @@ impl DataRuns<'_> {
         let mut len = 0;
         self.visit(|data| {
             len += data.end - data.start;
-            Ok(())
+            Ok::<_, ImportError>(())
         })?;
         Ok(len)
     }
 }
 
-/// An import under way.
-struct Copy<'a> {
-    disk: &'a dyn BlockDevice,
-    hash: Option<Sha256>,
-    written: u64,
-    /// How far it has come in the source.
-    at: u64,
-    path: &'a Path,
+/// The new disk.
+pub(crate) struct Device<'a>(pub(crate) &'a dyn BlockDevice);
+
+impl Target for Device<'_> {
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), IoError> {
+        self.0.write_at(bytes, offset)
+    }
+
+    fn sync(&self) -> Result<(), IoError> {
+        self.0.flush()
+    }
 }
 
-impl Copy<'_> {
+/// The reading side of an import.
+struct Reading<'a> {
+    hash: Option<Sha256>,
+    /// How far it has come in the source.
+    at: u64,
+    total: u64,
+    progress: &'a mut dyn FnMut(Progress) -> ControlFlow<()>,
+}
+
+impl Reading<'_> {
     /// Passes over a hole up to `end`. The sum is that of zeros.
-    fn skip(
-        &mut self,
-        end: u64,
-        total: u64,
-        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<(), ImportError> {
+    fn skip(&mut self, end: u64) -> Result<(), ImportError> {
         static ZEROS: [u8; PIECE] = [0; PIECE];
         while let Some(hash) = &mut self.hash
             && self.at < end
@@ -314,77 +326,36 @@ impl Copy<'_> {
                 left -= piece;
             }
             self.at += len;
-            report(self.at, total, progress)?;
+            report(self.at, self.total, self.progress)?;
         }
         if self.at < end {
             self.at = end;
-            report(self.at, total, progress)?;
+            report(self.at, self.total, self.progress)?;
         }
         Ok(())
     }
 
-    /// Copies data up to `end`.
+    /// Passes data up to `end` on.
     fn data(
         &mut self,
         source: &File,
         end: u64,
-        total: u64,
-        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<(), ImportError> {
-        let mut buf = vec![0; CHUNK];
+        feed: &mut Feed<'_>,
+    ) -> Result<(), Stopped<ImportError>> {
         while self.at < end {
-            // To the next multiple, so that pieces begin at multiples too.
-            let len = (CHUNK as u64 - self.at % CHUNK as u64).min(end - self.at) as usize;
-            let chunk = &mut buf[..len];
-            source
-                .read_exact_at(chunk, self.at)
-                .map_err(source_error("read"))?;
-            if let Some(hash) = &mut self.hash {
-                hash.update(&*chunk);
-            }
-            self.write(chunk)?;
-            self.at += len as u64;
-            report(self.at, total, progress)?;
+            self.at += feed.chunk(self.at, end, |chunk| {
+                source
+                    .read_exact_at(chunk, self.at)
+                    .map_err(source_error("read"))?;
+                if let Some(hash) = &mut self.hash {
+                    hash.update(&*chunk);
+                }
+                Ok(())
+            })?;
+            report(self.at, self.total, self.progress)?;
         }
         Ok(())
     }
-
-    /// Writes the pieces of a chunk that are not zero, neighbours in one go.
-    fn write(&mut self, chunk: &[u8]) -> Result<(), ImportError> {
-        let mut start = 0;
-        while start < chunk.len() {
-            let piece_end = |from: usize| {
-                let offset = (self.at as usize + from) % PIECE;
-                (from + PIECE - offset).min(chunk.len())
-            };
-            let mut end = start;
-            while end < chunk.len() && !is_zero(&chunk[end..piece_end(end)]) {
-                end = piece_end(end);
-            }
-            if end > start {
-                let run = &chunk[start..end];
-                self.disk
-                    .write_at(run, self.at + start as u64)
-                    .map_err(|source| ImportError::Write {
-                        path: self.path.to_owned(),
-                        source,
-                    })?;
-                self.written += run.len() as u64;
-            }
-            start = if end < chunk.len() {
-                piece_end(end)
-            } else {
-                end
-            };
-        }
-        Ok(())
-    }
-}
-
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    // Compares the bytes with themselves, one further on: a memcmp.
-    bytes.first().is_none_or(|&first| first == 0)
-        && bytes[..bytes.len().saturating_sub(1)] == bytes[bytes.len().min(1)..]
 }
 
 fn report(

@@ -36,6 +36,7 @@ mod children;
 mod clone;
 mod compact;
 mod convert;
+mod copying;
 mod create;
 mod dependents;
 mod error;

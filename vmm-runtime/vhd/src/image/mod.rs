@@ -62,7 +62,7 @@ impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             growth: 64 << 20,
-            bitmap_cache: 32 << 20,
+            bitmap_cache: 8 << 20,
             #[cfg(test)]
             mutant: None,
         }
@@ -115,6 +115,10 @@ pub(crate) enum Mutant {
     ZeroNothing,
     /// The bits of zeroed sectors of a child stay clear.
     ZeroWithoutBits,
+    /// The footer leaves its old place before it is durable in its new one.
+    GrowUnsynced,
+    /// What a failed growth left behind is taken for zeros.
+    TrustFailedGrowth,
     /// The footer names a new header before that is durable.
     HeadBeforeHeader,
     /// A merge is over before the parent is synced.

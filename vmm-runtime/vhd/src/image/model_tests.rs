@@ -575,6 +575,39 @@ fn zeros_and_discards_do_not_uncover_the_parent() {
     assert!(found.iter().all(|&byte| byte == 0));
 }
 
+/// What waits for a flush is bounded: a writer that never flushes has it
+/// committed on the way.
+#[test]
+fn what_waits_for_a_flush_is_bounded() {
+    use crate::storage::fault::Op;
+
+    let parent = new_disk(DiskType::Dynamic, 64 * 4096, 4096);
+    let Sample { file, parents, .. } = new_child(parent, 64 * 4096, 4096);
+    let storage = FaultStorage::new(file, BTreeMap::new());
+    // Room for eight bitmaps.
+    let disk = open_over(storage.clone(), &parents, false, 64 * 8192);
+    disk.write_at(&[1; 512], 0).unwrap();
+    let grown = storage.position();
+    let mut most = 0;
+    let mut since_sync = 0;
+    for block in 1..64 {
+        disk.write_at(&[1; 512], block * 4096).unwrap();
+    }
+    for op in &storage.log()[grown..] {
+        since_sync = if matches!(op, Op::Sync) {
+            0
+        } else {
+            since_sync + 1
+        };
+        most = most.max(since_sync);
+    }
+    // Four or five blocks, with their bitmaps and the table.
+    assert!((4..16).contains(&most), "{most} changes without a sync");
+    let mut found = vec![0; 64 * 4096];
+    disk.read_at(&mut found, 0).unwrap();
+    assert!(found.chunks(4096).all(|block| block[..512] == [1; 512]));
+}
+
 /// Two syncs, however many sectors of however many blocks a child gets.
 #[test]
 fn a_flush_of_a_child_costs_two_syncs() {
@@ -583,7 +616,8 @@ fn a_flush_of_a_child_costs_two_syncs() {
     let parent = new_disk(DiskType::Dynamic, 64 * 4096, 4096);
     let Sample { file, parents, .. } = new_child(parent, 64 * 4096, 4096);
     let storage = FaultStorage::new(file, BTreeMap::new());
-    let disk = open_over(storage.clone(), &parents, false, 1 << 20);
+    let backing = Backing::new(Box::new(storage.clone()), Gate::open(), "disk");
+    let (disk, _) = open(backing, open_parents(&parents), false, Tuning::default()).unwrap();
     disk.write_at(&[1; 10], 0).unwrap();
     disk.flush().unwrap();
     for round in 1..4 {

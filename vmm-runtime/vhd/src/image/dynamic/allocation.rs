@@ -1,7 +1,8 @@
 //! Where blocks go: reserving regions, taking them back, growing the file.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 
 use super::{Dynamic, FRESH, FULL};
 use crate::block::IoError;
@@ -16,8 +17,6 @@ pub(super) struct Allocation {
     /// The table as it is on disk, except for `changed` blocks of a commit
     /// that failed half-way.
     pub(super) table: Vec<u32>,
-    /// Regions of blocks whose entry is not durable.
-    pub(super) pending: HashMap<u32, u32>,
     /// Blocks whose entry on disk may differ from what it should be.
     pub(super) changed: BTreeSet<u32>,
     /// Regions that no block has any more, while the table on disk may still
@@ -32,13 +31,26 @@ pub(super) struct Allocation {
     footer: u64,
     /// Whether all between `next` and `footer` is known to be zero.
     slack_is_zero: bool,
+    /// Whether a growth that failed may have left something behind `footer`.
+    rubbish_behind: bool,
+    /// Whether the file is being made longer: `footer` changes hands when
+    /// that is over.
+    growing: bool,
 }
+
+/// Files grow by an eighth of their length, at least by what is tuned and at
+/// most by so many bytes: a growth costs a sync, and while the room is not
+/// used it costs nothing else.
+const MAX_GROWTH: u64 = 512 << 20;
+
+/// So many changed entries at most wait for a flush: more are committed
+/// without one.
+const MAX_CHANGED: usize = 1 << 16;
 
 impl Allocation {
     pub(super) fn new(table: Vec<u32>, used_end: u64, footer: u64) -> Allocation {
         Allocation {
             table,
-            pending: HashMap::new(),
             changed: BTreeSet::new(),
             freed: Vec::new(),
             free: Vec::new(),
@@ -46,7 +58,14 @@ impl Allocation {
             footer,
             // A crash may have left data there that no entry names.
             slack_is_zero: false,
+            rubbish_behind: false,
+            growing: false,
         }
+    }
+
+    /// How much the file is to grow by.
+    fn step(&self, least: u64) -> u64 {
+        least.max((self.footer / 8).min(MAX_GROWTH))
     }
 }
 
@@ -55,16 +74,33 @@ impl Dynamic {
     /// to disk with a later commit. Hold the block's stripe.
     pub(super) fn reserve(&self, block: u32) -> Result<u32, IoError> {
         let mut allocation = self.allocation();
-        let entry = self.entry(block);
-        if entry != UNALLOCATED {
-            return Ok(entry);
-        }
-        let entry = match allocation.free.pop() {
-            Some(entry) => entry,
-            None => self.next_region(&mut allocation)?,
+        let entry = loop {
+            let entry = self.entry(block);
+            if entry != UNALLOCATED {
+                return Ok(entry);
+            }
+            if let Some(entry) = allocation.free.pop() {
+                break entry;
+            }
+            let (entry, end) = self.next_region(&mut allocation)?;
+            if end <= allocation.footer {
+                allocation.next = end;
+                let room = allocation.footer - end;
+                if !allocation.growing && room < allocation.step(self.tuning.growth) / 2 {
+                    self.upkeep.room.store(true, Ordering::SeqCst);
+                }
+                break entry;
+            }
+            // What waited in there may have been given a region meanwhile, or
+            // there may be a free one.
+            let (again, grown) = self.grow(allocation, end);
+            grown?;
+            allocation = again;
         };
-        allocation.pending.insert(block, entry);
         allocation.changed.insert(block);
+        if allocation.changed.len() >= MAX_CHANGED {
+            self.upkeep.commit.store(true, Ordering::SeqCst);
+        }
         let marks = if self.parent.is_none() || self.tuning.is(Mutant::FillChildBlocks) {
             FULL | FRESH
         } else {
@@ -92,7 +128,6 @@ impl Dynamic {
             self.map[block as usize].store(UNALLOCATED, Ordering::SeqCst);
             self.mark(block).store(0, Ordering::SeqCst);
         }
-        allocation.pending.remove(&block);
         allocation.changed.insert(block);
         if self.tuning.is(Mutant::ReuseBeforeDurable) {
             allocation.free.push(entry);
@@ -102,38 +137,93 @@ impl Dynamic {
         self.bitmaps().remove(block);
     }
 
-    /// A region at the end of those in use, after making the file longer if
-    /// it must be.
-    fn next_region(&self, allocation: &mut Allocation) -> Result<u32, IoError> {
+    /// The region behind those in use, and where it ends. There may be no
+    /// room for it yet.
+    fn next_region(&self, allocation: &mut Allocation) -> Result<(u32, u64), IoError> {
         let entry = self
             .layout
             .aligned_entry(allocation.next)
             .ok_or_else(|| self.backing.format_is_full())?;
-        let end = self.layout.region(entry) + self.layout.region_len();
         if !allocation.slack_is_zero {
-            if allocation.footer != allocation.next && !self.tuning.is(Mutant::TrustSlack) {
+            let nothing = allocation.footer == allocation.next && !allocation.rubbish_behind;
+            if !nothing && !self.tuning.is(Mutant::TrustSlack) {
                 self.trim(allocation)?;
             }
             allocation.slack_is_zero = true;
         }
-        if end > allocation.footer {
-            self.grow(allocation, end)?;
-        }
-        allocation.next = end;
-        Ok(entry)
+        Ok((entry, self.layout.region(entry) + self.layout.region_len()))
     }
 
-    /// Makes room up to `end` and some further on. The footer is durable in
-    /// its new place before its old one becomes part of the room.
-    fn grow(&self, allocation: &mut Allocation, end: u64) -> Result<(), IoError> {
-        let footer = end
-            .max(allocation.footer.saturating_add(self.tuning.growth))
+    /// Makes room up to `end` and some further on; or waits until another
+    /// thread has done so, which may not be far enough. Others go on using
+    /// the room there is.
+    fn grow<'a>(
+        &'a self,
+        mut allocation: MutexGuard<'a, Allocation>,
+        end: u64,
+    ) -> (MutexGuard<'a, Allocation>, Result<(), IoError>) {
+        if allocation.growing {
+            return (self.wait_for_growth(allocation), Ok(()));
+        }
+        let old = allocation.footer;
+        let far = old
+            .saturating_add(allocation.step(self.tuning.growth))
+            .max(end)
             .next_multiple_of(SECTOR);
-        self.backing.write(&self.footer_bytes, footer)?;
-        self.backing.sync()?;
-        self.backing.write(&[0; footer::LEN], allocation.footer)?;
-        allocation.footer = footer;
-        Ok(())
+        allocation.growing = true;
+        drop(allocation);
+        let moved = match self.move_footer(old, far) {
+            // Such a long file may be too much for the file system.
+            Err(IoError::NoSpace { .. }) if far > end => self.move_footer(old, end).map(|()| end),
+            moved => moved.map(|()| far),
+        };
+        let mut allocation = self.allocation();
+        allocation.growing = false;
+        self.grown.notify_all();
+        let moved = moved.map(|footer| allocation.footer = footer);
+        if moved.is_err() && !self.tuning.is(Mutant::TrustFailedGrowth) {
+            // A part of a footer, where a region may come to lie.
+            allocation.slack_is_zero = false;
+            allocation.rubbish_behind = true;
+        }
+        (allocation, moved)
+    }
+
+    /// Moves the footer from the place `old` further back. It is durable in
+    /// its new place before its old one becomes part of the room.
+    fn move_footer(&self, old: u64, new: u64) -> Result<(), IoError> {
+        self.backing.write(&self.footer_bytes, new)?;
+        if !self.tuning.is(Mutant::GrowUnsynced) {
+            self.backing.sync()?;
+        }
+        self.backing.write(&[0; footer::LEN], old)
+    }
+
+    fn wait_for_growth<'a>(
+        &self,
+        mut allocation: MutexGuard<'a, Allocation>,
+    ) -> MutexGuard<'a, Allocation> {
+        while allocation.growing {
+            allocation = self
+                .grown
+                .wait(allocation)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        allocation
+    }
+
+    /// Makes room before it is needed. Not being able to is for those to say
+    /// who need it.
+    pub(super) fn grow_ahead(&self) {
+        let allocation = self.allocation();
+        let room = allocation.footer.saturating_sub(allocation.next);
+        if !allocation.growing
+            && allocation.slack_is_zero
+            && room < allocation.step(self.tuning.growth) / 2
+        {
+            let end = allocation.footer;
+            let _ = self.grow(allocation, end);
+        }
     }
 
     /// Ends the file where the last region ends. What lay behind it, if
@@ -148,13 +238,14 @@ impl Dynamic {
         self.backing.sync()?;
         allocation.footer = footer;
         allocation.slack_is_zero = true;
+        allocation.rubbish_behind = false;
         Ok(())
     }
 
     /// Gives back what was reserved for growth and is not used, if all that
     /// happened is durable.
     pub(super) fn release_slack(&self) -> Result<(), IoError> {
-        let mut allocation = self.allocation();
+        let mut allocation = self.wait_for_growth(self.allocation());
         if !allocation.changed.is_empty() || !allocation.freed.is_empty() {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! The bitmaps of blocks some sectors of which were never written. Disks of
 //! our own have none: they mark all sectors when a block is allocated.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -11,6 +11,8 @@ use crate::format::bitmap::Bitmap;
 /// them stay is bounded.
 pub(super) struct Bitmaps {
     slots: HashMap<u32, Slot>,
+    /// Blocks whose bitmap has bits that are not on disk.
+    dirty: BTreeSet<u32>,
     bytes: usize,
     limit: usize,
 }
@@ -19,8 +21,6 @@ struct Slot {
     /// The block's region, where the bitmap is on disk.
     entry: u32,
     bitmap: Arc<Bitmap>,
-    /// Has bits that are not on disk.
-    dirty: bool,
     /// Is being written by a commit.
     writing: bool,
 }
@@ -37,6 +37,7 @@ impl Bitmaps {
     pub(super) fn new(limit: usize) -> Bitmaps {
         Bitmaps {
             slots: HashMap::new(),
+            dirty: BTreeSet::new(),
             bytes: 0,
             limit,
         }
@@ -60,7 +61,6 @@ impl Bitmaps {
         self.slots.entry(block).or_insert(Slot {
             entry,
             bitmap,
-            dirty: false,
             writing: false,
         })
     }
@@ -71,8 +71,8 @@ impl Bitmaps {
         }
         // In one sweep down to half, so that sweeps are rare.
         let mut excess = (self.bytes + len).saturating_sub(self.limit / 2);
-        self.slots.retain(|_, slot| {
-            let keep = slot.dirty || slot.writing || excess == 0;
+        self.slots.retain(|block, slot| {
+            let keep = self.dirty.contains(block) || slot.writing || excess == 0;
             if !keep {
                 let len = slot.bitmap.bytes().len();
                 excess = excess.saturating_sub(len);
@@ -88,7 +88,13 @@ impl Bitmaps {
     pub(super) fn set(&mut self, block: u32, entry: u32, bitmap: Arc<Bitmap>, sectors: Range<u32>) {
         let slot = self.keep(block, entry, bitmap);
         Arc::make_mut(&mut slot.bitmap).set(sectors);
-        slot.dirty = true;
+        self.dirty.insert(block);
+    }
+
+    /// Whether the bitmaps that wait to be written take up half of the cache.
+    pub(super) fn too_many_dirty(&self) -> bool {
+        let one = self.bytes / self.slots.len().max(1);
+        self.dirty.len() * one > self.limit / 2
     }
 
     /// Forgets a block's bitmap.
@@ -96,19 +102,22 @@ impl Bitmaps {
         if let Some(slot) = self.slots.remove(&block) {
             self.bytes -= slot.bitmap.bytes().len();
         }
+        self.dirty.remove(&block);
     }
 
     /// The bitmaps that a commit has to write, as they are now.
     pub(super) fn begin_write(&mut self) -> Vec<DirtyBitmap> {
-        let dirty = self.slots.iter_mut().filter(|(_, slot)| slot.dirty);
+        let dirty = std::mem::take(&mut self.dirty);
         dirty
-            .map(|(&block, slot)| {
-                (slot.dirty, slot.writing) = (false, true);
-                DirtyBitmap {
+            .into_iter()
+            .filter_map(|block| {
+                let slot = self.slots.get_mut(&block)?;
+                slot.writing = true;
+                Some(DirtyBitmap {
                     block,
                     entry: slot.entry,
                     bitmap: Arc::clone(&slot.bitmap),
-                }
+                })
             })
             .collect()
     }
@@ -121,7 +130,9 @@ impl Bitmaps {
                 && slot.entry == *entry
             {
                 slot.writing = false;
-                slot.dirty |= !durable;
+                if !durable {
+                    self.dirty.insert(*block);
+                }
             }
         }
     }

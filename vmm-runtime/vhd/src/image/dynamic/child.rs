@@ -146,7 +146,7 @@ impl Dynamic {
             {
                 // A block has at most 2^19 sectors.
                 let sectors = (first_whole / SECTOR) as u32..(last_whole / SECTOR) as u32;
-                self.bitmaps().set(block, entry, bitmap, sectors);
+                self.set_bits(block, entry, bitmap, sectors);
             }
         }
         self.cover_edge(block, last_whole..range.end)

@@ -144,9 +144,6 @@ impl Dynamic {
             let mut allocation = self.allocation();
             for &(block, entry) in &frozen.entries {
                 allocation.table[block as usize] = entry;
-                if allocation.pending.get(&block) == Some(&entry) {
-                    allocation.pending.remove(&block);
-                }
             }
             self.bitmaps().end_write(&frozen.bitmaps, true);
         }

@@ -17,10 +17,16 @@
 //! were the block's until then. For the same reason a block may lose its
 //! region only where the parent is zero.
 //!
+//! A file grows ahead of its need: the footer is written and synced further
+//! back while others use the room there is, and only then its old place
+//! becomes room. Changes that wait for a flush are bounded; what is more is
+//! committed without one.
+//!
 //! Locks, in the order in which they may be taken: a block's stripe, then
 //! `allocation`, then `bitmaps`. Requests hold their block's stripe shared;
 //! whoever takes a region away from a block holds it exclusively, so no
-//! request is under way to a region when it changes hands.
+//! request is under way to a region when it changes hands. `allocation` is
+//! not held while the file grows: who needs room then waits for `grown`.
 
 mod allocation;
 mod bitmaps;
@@ -28,8 +34,10 @@ mod child;
 mod commit;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
 use super::extents::Extents;
 use super::{Image, Mutant, Recognised, Refusal, Tuning};
@@ -68,8 +76,20 @@ pub(crate) struct Dynamic {
     marks: Box<[AtomicU8]>,
     stripes: Box<[RwLock<()>]>,
     allocation: Mutex<Allocation>,
+    /// Told when the file has been made longer, or could not be.
+    grown: Condvar,
     bitmaps: Mutex<Bitmaps>,
     commits: GroupCommit,
+    upkeep: Upkeep,
+}
+
+/// What is to be done soon, by whoever changed something and holds no lock.
+#[derive(Default)]
+struct Upkeep {
+    /// The file should grow before its room is used up.
+    room: AtomicBool,
+    /// So much waits for a flush that it should be written without one.
+    commit: AtomicBool,
 }
 
 /// The part of a request that lies in one block.
@@ -163,8 +183,10 @@ impl Dynamic {
             marks: table.iter().map(|_| AtomicU8::new(0)).collect(),
             stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),
             allocation: Mutex::new(Allocation::new(table, used_end, found.data_end)),
+            grown: Condvar::new(),
             bitmaps: Mutex::new(Bitmaps::new(tuning.bitmap_cache)),
             commits: GroupCommit::default(),
+            upkeep: Upkeep::default(),
             backing,
         }
     }
@@ -458,7 +480,7 @@ impl Dynamic {
                 .write(bitmap.bytes(), self.layout.region(entry))?;
         }
         self.backing.write(bytes, self.layout.data(entry) + from)?;
-        self.bitmaps().set(piece.block, entry, bitmap, sectors);
+        self.set_bits(piece.block, entry, bitmap, sectors);
         Ok(())
     }
 
@@ -483,6 +505,26 @@ impl Dynamic {
             self.mark(piece.block).fetch_and(!FRESH, Ordering::SeqCst);
         }
         result
+    }
+
+    /// Sets bits of a block's bitmap, see [`Bitmaps::set`].
+    fn set_bits(&self, block: u32, entry: u32, bitmap: Arc<Bitmap>, sectors: Range<u32>) {
+        let mut bitmaps = self.bitmaps();
+        bitmaps.set(block, entry, bitmap, sectors);
+        if bitmaps.too_many_dirty() {
+            self.upkeep.commit.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Does what has become due. Hold no lock. Errors are for those to tell
+    /// who need it done: a request for room, a flush.
+    fn keep_up(&self) {
+        if self.upkeep.room.swap(false, Ordering::SeqCst) {
+            self.grow_ahead();
+        }
+        if self.upkeep.commit.swap(false, Ordering::SeqCst) {
+            let _ = self.commits.join(|| self.commit());
+        }
     }
 
     /// Whether a piece covers all of its block that belongs to the disk.
@@ -521,6 +563,7 @@ impl BlockDevice for Dynamic {
         for piece in self.pieces(offset, buf.len() as u64) {
             let span = piece.span.clone();
             self.write_piece(&piece, &buf[span])?;
+            self.keep_up();
         }
         Ok(())
     }
@@ -542,14 +585,18 @@ impl BlockDevice for Dynamic {
             } else {
                 self.zero_piece(&piece)?;
             }
+            self.keep_up();
         }
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
         self.admit(offset, len)?;
-        self.pieces(offset, len)
-            .try_for_each(|piece| self.zero_piece(&piece))
+        self.pieces(offset, len).try_for_each(|piece| {
+            self.zero_piece(&piece)?;
+            self.keep_up();
+            Ok(())
+        })
     }
 
     fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError> {
