@@ -92,7 +92,7 @@ fn geometry(fields: &Fields<'_>, part: &Part<'_>) -> Result<Geometry, Stop> {
     let kind = match clusters {
         _ if wide => Kind::Fat32,
         ..4085 => Kind::Fat12,
-        ..65525 => Kind::Fat16,
+        4085..65525 => Kind::Fat16,
         _ => {
             return doubt(format!(
                 "it has {clusters} clusters, expected less than 65525 where the table's length has 16 bits"
