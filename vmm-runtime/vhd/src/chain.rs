@@ -26,7 +26,8 @@ pub const MAX_CHAIN: usize = 64;
 /// only if it has the parent's identity.
 ///
 /// An absolute path is followed into the pool of the child and into those
-/// given to [`ParentSearch::root`], and nowhere else.
+/// given to [`ParentSearch::root`], and nowhere else; and so is a relative one
+/// that leaves the pool of the child.
 #[derive(Debug, Clone, Default)]
 pub struct ParentSearch {
     roots: Vec<Pool>,
@@ -39,7 +40,7 @@ impl ParentSearch {
         ParentSearch::default()
     }
 
-    /// Follows absolute paths below [`Pool::path`] of `pool` as well.
+    /// Follows paths that lead below [`Pool::path`] of `pool` as well.
     #[must_use]
     pub fn root(mut self, pool: Pool) -> ParentSearch {
         self.roots.push(pool);
@@ -318,10 +319,10 @@ fn candidates(
 ) -> Vec<Result<(Pool, PathBuf), String>> {
     let mut list = Vec::new();
     for path in &link.relative {
-        list.push(match beneath(child, path) {
-            Some(rel) => Ok((pool.clone(), rel)),
-            None => Err(format!("'{}' leaves the pool", path.escape_debug())),
-        });
+        let found = beneath(child, path)
+            .map(|rel| (pool.clone(), rel))
+            .or_else(|| outside(pool, child, path, &search.roots));
+        list.push(found.ok_or_else(|| format!("'{}' leaves the pool", path.escape_debug())));
     }
     for path in &link.absolute {
         let found = std::iter::once(pool)
@@ -371,6 +372,17 @@ fn beneath(child: &Path, path: &str) -> Option<PathBuf> {
         }
     }
     (!parts.is_empty()).then(|| parts.iter().collect())
+}
+
+/// The place of what `path`, which leaves the pool, means to the disk `child`
+/// there, in one of the `roots`.
+fn outside(pool: &Pool, child: &Path, path: &str, roots: &[Pool]) -> Option<(Pool, PathBuf)> {
+    let child = std::path::absolute(pool.path()).ok()?.join(child);
+    let path = Path::new("/").join(beneath(child.strip_prefix("/").ok()?, path)?);
+    let path = path.to_str()?;
+    roots
+        .iter()
+        .find_map(|root| within(root, path).map(|rel| (root.clone(), rel)))
 }
 
 /// The path in the pool of an absolute path. `None` when it is not in it.

@@ -504,3 +504,28 @@ fn a_differencing_disk_needs_a_parent() {
     ));
     assert_eq!(folder.dir.path().read_dir().unwrap().count(), 0);
 }
+
+#[test]
+fn a_relative_path_that_leaves_the_pool_is_followed_into_a_root() {
+    let folder = Folder::new();
+    folder.base("old/bases/base.vhd");
+    folder
+        .child("old/disks/child.vhd", "old/bases/base.vhd")
+        .close()
+        .unwrap();
+    // The absolute path leads nowhere any more.
+    rename(&folder.path("old"), &folder.path("new"));
+    let disks = Pool::open(folder.path("new/disks")).unwrap();
+    let open = |search: &ParentSearch| {
+        Vhd::open_with(&disks, "child.vhd", Access::ReadOnly, Gate::open(), search)
+    };
+    let error = open(&ParentSearch::new()).unwrap_err();
+    assert_eq!(error.kind(), OpenErrorKind::ParentNotFound, "{error}");
+    let search = ParentSearch::new().root(Pool::open(folder.path("new/disks")).unwrap());
+    let error = open(&search).unwrap_err();
+    assert_eq!(error.kind(), OpenErrorKind::ParentNotFound, "{error}");
+    let search = ParentSearch::new().root(Pool::open(folder.path("new")).unwrap());
+    assert_eq!(byte(&open(&search).unwrap(), MIB), 1);
+    let search = ParentSearch::new().root(Pool::open("/").unwrap());
+    assert_eq!(byte(&open(&search).unwrap(), MIB), 1);
+}
