@@ -1,0 +1,227 @@
+//! Errors as the command reports them: a message, and an exit code.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use paddock_vhd::{CreateError, ImportError, IoError, OpenError, OperationError, PoolError};
+use serde::Serialize;
+
+/// How the command ends. The numbers are documented in the help and stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Good = 0,
+    WrongUse = 1,
+    Damaged = 2,
+    Busy = 3,
+    NoRoom = 4,
+    Differ = 5,
+    System = 6,
+    Cancelled = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+impl Exit {
+    fn name(self) -> &'static str {
+        match self {
+            Exit::Good => "good",
+            Exit::WrongUse => "wrongUse",
+            Exit::Damaged => "damaged",
+            Exit::Busy => "busy",
+            Exit::NoRoom => "noRoom",
+            Exit::Differ => "differ",
+            Exit::System => "system",
+            Exit::Cancelled => "cancelled",
+        }
+    }
+
+    fn of_io(error: &io::Error) -> Exit {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Exit::NoRoom,
+            io::ErrorKind::NotFound
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::NotADirectory => Exit::WrongUse,
+            io::ErrorKind::ResourceBusy | io::ErrorKind::AddrInUse => Exit::Busy,
+            _ => Exit::System,
+        }
+    }
+}
+
+/// Why the command did not do what it was asked for.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    message: String,
+    hint: Option<&'static str>,
+}
+
+/// The shape of an error in JSON.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    error: &'a str,
+    kind: &'static str,
+    exit_code: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'a str>,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Failure {
+        Failure {
+            exit,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    pub(crate) fn wrong_use(message: impl Into<String>) -> Failure {
+        Failure::new(Exit::WrongUse, message)
+    }
+
+    pub(crate) fn cancelled() -> Failure {
+        Failure::new(Exit::Cancelled, "cancelled; nothing was changed")
+    }
+
+    /// What the system said to `operation` on `path`.
+    pub(crate) fn io(path: &Path, operation: &str, error: &io::Error) -> Failure {
+        Failure::new(
+            Exit::of_io(error),
+            format!("{}: {operation}: {error}", path.display()),
+        )
+    }
+
+    /// An error of a disk that is open.
+    pub(crate) fn disk(path: &Path, error: &IoError) -> Failure {
+        let exit = match error {
+            IoError::NoSpace { .. } => Exit::NoRoom,
+            IoError::OutOfRange { .. } | IoError::ReadOnly => Exit::WrongUse,
+            _ => Exit::System,
+        };
+        Failure::new(exit, format!("{}: {error}", path.display()))
+    }
+
+    fn hinting(mut self, hint: &'static str) -> Failure {
+        self.hint = Some(hint);
+        self
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        let report = Report {
+            error: &self.message,
+            kind: self.exit.name(),
+            exit_code: self.exit as u8,
+            hint: self.hint,
+        };
+        serde_json::to_string(&report).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vhd: {}", self.message)?;
+        match self.hint {
+            Some(hint) => write!(f, "\n     {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<PoolError> for Failure {
+    fn from(error: PoolError) -> Failure {
+        let exit = match &error {
+            PoolError::Io { source, .. } => Exit::of_io(source),
+            _ => Exit::WrongUse,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Failure {
+        let exit = match &error {
+            OpenError::InUse { .. } => Exit::Busy,
+            OpenError::Corrupt { .. }
+            | OpenError::ParentNotFound { .. }
+            | OpenError::ParentMismatch { .. }
+            | OpenError::ParentChanged { .. } => Exit::Damaged,
+            OpenError::NoSpace { .. } => Exit::NoRoom,
+            OpenError::Io { source, .. } => Exit::of_io(source),
+            _ => Exit::WrongUse,
+        };
+        let hint = match &error {
+            OpenError::Corrupt { .. } => Some(
+                "`vhd check FILE` lists what is wrong, `vhd repair FILE NEW` saves what is left into a new disk",
+            ),
+            OpenError::ParentNotFound { .. } | OpenError::ParentMismatch { .. } => Some(
+                "`--search DIR` names a folder to look in, `vhd reparent FILE PARENT` reconnects the disk for good",
+            ),
+            OpenError::ParentChanged { .. } => Some(
+                "`vhd convert` and `vhd merge --into` refuse it, too; if the parent's content is right: `vhd reparent FILE PARENT`",
+            ),
+            OpenError::Unsupported { .. } => Some(
+                "a raw image is named with `--from raw`; what is neither is converted with its own tools first",
+            ),
+            _ => None,
+        };
+        let failure = Failure::new(exit, error.to_string());
+        match hint {
+            Some(hint) => failure.hinting(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<CreateError> for Failure {
+    fn from(error: CreateError) -> Failure {
+        let exit = match error {
+            CreateError::Parent(error) => {
+                let failure = Failure::from(error);
+                return Failure {
+                    message: format!("the parent: {}", failure.message),
+                    ..failure
+                };
+            }
+            CreateError::InUse { .. } => Exit::Busy,
+            CreateError::NoSpace { .. } => Exit::NoRoom,
+            CreateError::Io { ref source, .. } => Exit::of_io(source),
+            _ => Exit::WrongUse,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<OperationError> for Failure {
+    fn from(error: OperationError) -> Failure {
+        match error {
+            OperationError::Open(error) => error.into(),
+            OperationError::Create(error) => error.into(),
+            OperationError::Cancelled => Failure::cancelled(),
+            OperationError::NoSpace { .. } => Failure::new(Exit::NoRoom, error.to_string()),
+            OperationError::Io { path, source } => Failure::disk(&path, &source),
+            error => Failure::wrong_use(error.to_string()),
+        }
+    }
+}
+
+impl From<ImportError> for Failure {
+    fn from(error: ImportError) -> Failure {
+        match error {
+            ImportError::Create(error) => error.into(),
+            ImportError::Cancelled => Failure::cancelled(),
+            ImportError::Source { ref source, .. } => {
+                Failure::new(Exit::of_io(source), error.to_string())
+            }
+            ImportError::Write { path, source } => Failure::disk(&path, &source),
+            error => Failure::wrong_use(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Disks to read from, or to serve.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use paddock_vhd::{Access, BlockDevice, Gate, Vhd};
+
+use crate::disk_path::{DiskPath, Search};
+use crate::failure::Failure;
+use crate::raw::RawDisk;
+
+/// What a file is. Never guessed: any VHD is a raw image, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Format {
+    /// A virtual hard disk in the VHD format
+    #[default]
+    Vhd,
+    /// A raw image, or a block device
+    Raw,
+}
+
+/// A disk that is open.
+pub(crate) enum Source {
+    Vhd(Vhd),
+    Raw(RawDisk),
+}
+
+impl Source {
+    pub(crate) fn open(
+        path: &Path,
+        format: Format,
+        access: Access,
+        search: &Search,
+    ) -> Result<Source, Failure> {
+        match format {
+            Format::Raw => RawDisk::open(path, access == Access::ReadOnly).map(Source::Raw),
+            Format::Vhd => {
+                let disk = DiskPath::existing(path)?;
+                let search = search.resolve()?;
+                let vhd = Vhd::open_with(&disk.pool, &disk.name, access, Gate::open(), &search)?;
+                Ok(Source::Vhd(vhd))
+            }
+        }
+    }
+
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        match self {
+            Source::Vhd(vhd) => vhd,
+            Source::Raw(raw) => raw,
+        }
+    }
+}

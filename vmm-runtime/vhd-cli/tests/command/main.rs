@@ -1,0 +1,11 @@
+//! The command, as people and scripts run it.
+
+#![allow(clippy::unwrap_used)] // In the functions that tests share, too.
+
+mod chains;
+mod convert;
+mod disks;
+mod documentation;
+mod refusals;
+mod serve;
+mod support;

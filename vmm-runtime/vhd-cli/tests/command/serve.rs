@@ -1,0 +1,113 @@
+//! serve.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Child;
+
+use serde_json::Value;
+
+use crate::support::{Folder, MIB, signal, wait};
+
+/// A server, and the line by which it says that it serves.
+fn serve(folder: &Folder, arguments: &[&str]) -> (Child, Value) {
+    let arguments = [&["--json", "serve", "--socket", "sock"], arguments].concat();
+    let mut server = folder.command(&arguments).spawn().unwrap();
+    let mut reader = BufReader::new(server.stdout.take().unwrap());
+    let mut text = String::new();
+    while !text.ends_with("}\n") {
+        assert_ne!(reader.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    (server, serde_json::from_str(&text).unwrap())
+}
+
+fn stop(mut server: Child) {
+    signal(&server, rustix::process::Signal::INT);
+    assert_eq!(wait(&mut server).code(), Some(0));
+}
+
+#[test]
+fn a_disk_is_served_and_written() {
+    let folder = Folder::new();
+    folder.disk("disk.vhd");
+    let (server, said) = serve(&folder, &["disk.vhd"]);
+    let uri = said["uri"].as_str().unwrap();
+    assert_eq!(
+        uri,
+        format!("nbd+unix:///disk?socket={}", folder.path("sock").display())
+    );
+    assert_eq!(said["size"], 8 * MIB);
+    let mode = folder.path("sock").metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    folder.raw(
+        "expected.raw",
+        8 * MIB,
+        &[(MIB, 1), (5 * MIB, 2), (7 * MIB, 9)],
+    );
+    let write = ["-f", "raw", "-c", "write -P 9 7M 4k", "-c", "flush", uri];
+    let written = folder.other("qemu-io", &write).map(|said| said.ends(0));
+    stop(server);
+    assert!(!folder.path("sock").exists());
+    folder.vhd(&["check", "disk.vhd"]).ends(0);
+    if written.is_some() {
+        folder
+            .vhd(&["compare", "--against", "raw", "disk.vhd", "expected.raw"])
+            .ends(0);
+    }
+}
+
+#[test]
+fn a_disk_is_served_for_reading() {
+    let folder = Folder::new();
+    folder.disk("disk.vhd");
+    let (server, said) = serve(&folder, &["--read-only", "disk.vhd"]);
+    assert_eq!(said["readOnly"], true);
+    // Other readers may come.
+    folder.vhd(&["map", "disk.vhd"]).ends(0);
+    let uri = said["uri"].as_str().unwrap();
+    let write = ["-f", "raw", "-c", "write -P 9 7M 4k", uri];
+    if let Some(said) = folder.other("qemu-io", &write) {
+        assert_ne!(said.code, 0, "{said:?}");
+    }
+    stop(server);
+}
+
+#[test]
+fn a_raw_image_is_served_when_it_is_called_one() {
+    let folder = Folder::new();
+    folder.raw("disk.raw", 8 * MIB, &[(MIB, 1)]);
+    folder
+        .vhd(&["serve", "--socket", "sock", "disk.raw"])
+        .fails(1, &["`--from raw`"]);
+    let (server, said) = serve(&folder, &["--from", "raw", "disk.raw"]);
+    let uri = said["uri"].as_str().unwrap();
+    folder
+        .vhd(&["serve", "--socket", "other", "--from", "raw", "disk.raw"])
+        .fails(3, &["in use"]);
+    let arguments = ["info", "--output=json", "-f", "raw", uri];
+    if let Some(said) = folder.other("qemu-img", &arguments) {
+        assert_eq!(said.ends(0).json()["virtual-size"], 8 * MIB);
+    }
+    stop(server);
+}
+
+#[test]
+fn a_socket_in_use_stays_and_a_dead_one_goes() {
+    let folder = Folder::new();
+    folder.disk("a.vhd");
+    folder.disk("b.vhd");
+    let (server, _) = serve(&folder, &["a.vhd"]);
+    folder
+        .vhd(&["serve", "--socket", "sock", "b.vhd"])
+        .fails(3, &["another server listens there"]);
+    let mut server = server;
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(folder.path("sock").exists());
+    let (server, _) = serve(&folder, &["b.vhd"]);
+    stop(server);
+    std::fs::write(folder.path("sock"), "mine").unwrap();
+    folder
+        .vhd(&["serve", "--socket", "sock", "b.vhd"])
+        .fails(1, &["there is a file of that name already"]);
+    assert_eq!(std::fs::read(folder.path("sock")).unwrap(), b"mine");
+}
