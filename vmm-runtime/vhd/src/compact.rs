@@ -408,7 +408,7 @@ fn without(range: Range<u64>, free: &[Range<u64>], left: &mut Vec<Range<u64>>) {
 
 /// The parts of `bytes`, which lie at `at` on the disk, that are not zero:
 /// whole pieces, neighbours in one.
-fn runs(bytes: &[u8], at: u64) -> Vec<Range<usize>> {
+pub(crate) fn runs(bytes: &[u8], at: u64) -> Vec<Range<usize>> {
     let mut runs: Vec<Range<usize>> = Vec::new();
     let mut start = 0;
     while start < bytes.len() {

@@ -13,6 +13,8 @@ use crate::format::footer::{self, Footer};
 use crate::format::header::{self, Header};
 use crate::gate::Gate;
 use crate::image::{self, Tuning};
+use crate::linked;
+use crate::lock::{self, LockOwner};
 use crate::storage::Backing;
 use crate::storage::memory::MemoryStorage;
 
@@ -129,6 +131,36 @@ pub fn parse(data: &[u8]) {
             (header.bat_offset, header.bat_entries)
         );
     }
+}
+
+/// Reads bytes as the descriptor of a linked disk, with their sum as it is
+/// and made right.
+pub fn linked(data: &[u8]) {
+    let read = |bytes: &[u8]| {
+        if let Ok(info) = linked::parse(bytes) {
+            assert_eq!(
+                linked::encode(&info).expect("it was read").as_bytes(),
+                bytes
+            );
+        }
+    };
+    read(data);
+    read(&linked::summed(data));
+}
+
+/// Reads bytes as what a lock file says of its owners, and lets somebody take
+/// the disk.
+pub fn lock(data: &[u8]) {
+    let Ok(record) = lock::read_record(data) else {
+        return;
+    };
+    let owner = LockOwner::new(u64::MAX, "host", Uuid::max()).expect("a host's name");
+    let file = lock::record_of(record.as_ref(), &owner, data);
+    let found = lock::read_record(&file).expect("what was written can be read");
+    assert!(
+        found.is_some_and(|found| found.names(&owner)),
+        "who took it has it"
+    );
 }
 
 /// Makes the checksums right wherever a footer or a header may be.

@@ -36,6 +36,8 @@ use crate::pool::{Place, PoolError};
 
 pub(crate) use header::Record;
 pub use header::{LockOwner, LockOwnerError};
+#[cfg(fuzzing)]
+pub(crate) use header::{read as read_record, record_of};
 
 /// How a disk is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::error::OpenError;
 use crate::gate::Gate;
 use crate::image::Refusal;
+use crate::linked;
 use crate::lock::{self, Mode};
 use crate::merge;
 use crate::pool::Pool;
@@ -17,7 +18,8 @@ use crate::storage::{Backing, FileStorage};
 pub type RemoveError = OpenError;
 
 /// Deletes the disk `rel` and its lock file for good, if nobody has it open.
-/// What is not a VHD is refused; a damaged one is not.
+/// What is neither a VHD nor a linked disk is refused; a damaged one is not.
+/// Of a linked disk the descriptor goes, and the physical disk stays.
 pub fn remove(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), RemoveError> {
     let rel = rel.as_ref();
     let place = pool.place(rel)?;
@@ -32,6 +34,7 @@ pub fn remove(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), RemoveError> {
     );
     match resize::fixed::recognise_at(&place, &backing) {
         Ok(_) | Err(Refusal::Corrupt(_)) => {}
+        Err(Refusal::Unsupported(_)) if is_linked(&backing) => {}
         Err(refusal) => return Err(OpenError::from_refusal(rel, refusal)),
     }
     place.unlink()?;
@@ -41,4 +44,9 @@ pub fn remove(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), RemoveError> {
     merge::marker::forget(&place)?;
     sidecar.remove()?;
     Ok(())
+}
+
+fn is_linked(backing: &Backing) -> bool {
+    let mut start = [0; linked::MAGIC.len()];
+    backing.read(&mut start, 0).is_ok() && linked::is_descriptor(&start)
 }

@@ -1,4 +1,4 @@
-//! Compacting and cloning disks in real folders.
+//! Compacting, cloning and importing whole disks in real folders.
 
 #![allow(clippy::unwrap_used)] // In the functions that tests share, too.
 
@@ -11,8 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use paddock_vhd::{
     Access, BlockDevice, ChildOptions, CloneOptions, CloneReport, CompactOptions, CompactReport,
-    CreateOptions, DiskSize, DiskType, Gate, OpenError, OpenErrorKind, OperationError,
-    ParentSearch, Pool, Progress, Vhd, check, children, clone_disk, compact, inspect,
+    ConvertOptions, CreateOptions, DiskSize, DiskType, Gate, Linked, OpenError, OpenErrorKind,
+    OperationError, ParentSearch, Pool, Progress, Vhd, check, children, clone_disk, compact,
+    import_linked, inspect, link,
 };
 
 const MIB: u64 = 1 << 20;
@@ -590,6 +591,20 @@ fn a_cancelled_clone_leaves_nothing() {
 /// An XFS in a file, mounted for as long as this lives.
 struct Mount(tempfile::TempDir);
 
+/// What a program prints. The error says what went wrong.
+fn run(program: &str, args: &[&str], paths: &[&Path]) -> Result<String, String> {
+    match Command::new(program).args(args).args(paths).output() {
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        }
+        Ok(output) => Err(format!(
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
+        Err(error) => Err(format!("{program}: {error}")),
+    }
+}
+
 impl Mount {
     fn xfs() -> Result<Mount, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -597,18 +612,6 @@ impl Mount {
         let file = std::fs::File::create(&image).unwrap();
         file.set_len(400 * MIB).unwrap();
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
-        let run = |program: &str, args: &[&str], paths: &[&Path]| match Command::new(program)
-            .args(args)
-            .args(paths)
-            .output()
-        {
-            Ok(output) if output.status.success() => Ok(()),
-            Ok(output) => Err(format!(
-                "{program}: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            )),
-            Err(error) => Err(format!("{program}: {error}")),
-        };
         run("mkfs.xfs", &["-q", "-m", "reflink=1"], &[&image])?;
         run("mount", &["-o", "loop"], &[&image, &dir.path().join("mnt")])?;
         Ok(Mount(dir))
@@ -677,4 +680,104 @@ fn a_clone_shares_its_space_where_the_file_system_can() {
     // Now there is, once the zeros are counted.
     let report = compact(&pool, "copy.vhd", &CompactOptions::default(), &mut go_on).unwrap();
     assert_eq!(report.blocks_after, 3);
+}
+
+/// A loop device with a name that stays, for as long as this lives.
+struct Loop {
+    dir: tempfile::TempDir,
+    device: PathBuf,
+    name: PathBuf,
+}
+
+impl Loop {
+    /// Over a file of 8 MiB with a file system and something behind it.
+    fn new() -> Result<Loop, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(8 * MIB).unwrap();
+        run(
+            "mkfs.ext4",
+            &["-q", "-b", "1024"],
+            &[&image, Path::new("6144")],
+        )?;
+        file.write_all_at(&[7; 5000], 7 * MIB).unwrap();
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
+        let device = run("losetup", &["--find", "--show"], &[&image])?;
+        let by_id = Path::new("/dev/disk/by-id");
+        let name = by_id.join(format!("paddock-test-{}", std::process::id()));
+        let this = Loop {
+            dir,
+            device: device.into(),
+            name,
+        };
+        std::fs::create_dir_all(by_id)
+            .and_then(|()| std::os::unix::fs::symlink(&this.device, &this.name))
+            .map_err(|error| format!("{}: {error}", this.name.display()))?;
+        Ok(this)
+    }
+
+    fn mountpoint(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.name);
+        // If it was made for this.
+        let _ = std::fs::remove_dir("/dev/disk/by-id");
+        let _ = std::fs::remove_dir("/dev/disk");
+        let _ = Command::new("umount").arg(self.mountpoint()).output();
+        let _ = Command::new("losetup").arg("-d").arg(&self.device).output();
+    }
+}
+
+#[test]
+fn a_physical_disk_is_imported_while_nobody_uses_it() {
+    let folder = Folder::alone();
+    let disk = match Loop::new() {
+        Ok(disk) => disk,
+        Err(why) => {
+            println!("skipped: no loop devices: {why}");
+            return;
+        }
+    };
+    let pool = &folder.pool;
+    // By a name that may be another disk's tomorrow.
+    let refused = link(pool, "linked", &disk.device).unwrap_err().to_string();
+    assert!(refused.contains("/dev/disk/by-id"), "{refused}");
+    let info = link(pool, "linked", &disk.name).unwrap();
+    assert_eq!((&info.device, info.size), (&disk.name, 8 * MIB));
+    let options = ConvertOptions::new(DiskType::Dynamic);
+    import_linked(pool, "linked", pool, "new.vhd", &options, &mut go_on).unwrap();
+    let image = std::fs::read(disk.dir.path().join("image")).unwrap();
+    assert!(folder.content("new.vhd") == image);
+    folder.is_clean("new.vhd");
+    // Not while another has it, or the host.
+    let held = Linked::open(pool, "linked").unwrap();
+    assert_eq!(held.info(), &info);
+    let in_use = |error: OperationError| match error {
+        OperationError::Open(error) => error.kind() == OpenErrorKind::InUse,
+        _ => false,
+    };
+    assert!(in_use(link(pool, "again", &disk.name).unwrap_err()));
+    drop(held);
+    run("mount", &[], &[&disk.device, &disk.mountpoint()]).unwrap();
+    let import = import_linked(pool, "linked", pool, "b.vhd", &options, &mut go_on);
+    assert!(in_use(import.unwrap_err()));
+    // A pool on the disk itself is told so.
+    let inside = Pool::open(disk.mountpoint()).unwrap();
+    assert!(in_use(link(&inside, "linked", &disk.name).unwrap_err()));
+    assert_eq!(
+        folder.names(),
+        [
+            "disk.vhd",
+            "disk.vhd.lock",
+            "linked",
+            "linked.lock",
+            "new.vhd",
+            "new.vhd.lock"
+        ]
+    );
 }

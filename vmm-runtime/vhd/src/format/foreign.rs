@@ -5,7 +5,7 @@ pub(crate) const LOOK_AT: usize = 512;
 
 /// The name of the format whose mark the file begins with.
 pub(crate) fn name(start: &[u8]) -> Option<&'static str> {
-    let marks: [(usize, &[u8], &'static str); 8] = [
+    let marks: [(usize, &[u8], &'static str); 9] = [
         (0, b"vhdxfile", "a VHDX"),
         (0, b"QFI\xfb", "a qcow2 image"),
         (0, b"KDMV", "a VMDK"),
@@ -14,6 +14,7 @@ pub(crate) fn name(start: &[u8]) -> Option<&'static str> {
         (0x40, b"\x7f\x10\xda\xbe", "a VDI"),
         (0, b"QED\0", "a QED image"),
         (0, b"LUKS\xba\xbe", "a LUKS container"),
+        (0, b"paddock linked disk", "the descriptor of a linked disk"),
     ];
     let found = marks.iter().find(|(offset, mark, _)| {
         start

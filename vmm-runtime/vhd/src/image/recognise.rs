@@ -11,6 +11,7 @@ use crate::format::footer::{self, Footer, FooterError, Kind};
 use crate::format::header::{self, Header};
 use crate::format::{DiskType, SECTOR, foreign};
 use crate::image::{Mutant, Refusal, Tuning};
+use crate::linked;
 use crate::size::DiskSize;
 use crate::storage::Backing;
 
@@ -151,6 +152,10 @@ fn no_footer(head: &FooterError, tail: Option<&Tail>, start: &[u8], len: u64) ->
     match (head, tail) {
         (FooterError::NoCookie, FooterError::NoCookie) => {
             Refusal::Unsupported(match foreign::name(start) {
+                _ if linked::is_descriptor(start) => {
+                    "it is a linked disk: it stands for a physical one, and can only be imported"
+                        .to_owned()
+                }
                 Some(name) => {
                     format!("it is {name}, not a VHD; convert it to a raw image and import that")
                 }

@@ -135,7 +135,7 @@ enum Slot {
 
 /// Reads the bytes from `START` on; what is missing at their end is empty.
 /// `None`: no owner ever had the disk.
-pub(super) fn read(bytes: &[u8]) -> Result<Option<Record>, Damaged> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Option<Record>, Damaged> {
     let slot = |index: usize| {
         let start = index * STRIDE;
         let end = (start + SECTOR).min(bytes.len());
@@ -287,6 +287,18 @@ pub(super) fn admit(
         )),
         (_, None) | (Some(_), Some(_)) => Ok(()),
     }
+}
+
+/// The bytes of a lock file after `owner` has taken the disk.
+#[cfg(fuzzing)]
+pub(crate) fn record_of(record: Option<&Record>, owner: &LockOwner, bytes: &[u8]) -> Vec<u8> {
+    let mut file = bytes.to_vec();
+    file.resize(file.len().max(LEN), 0);
+    for change in take(record, owner) {
+        let at = change.offset as usize;
+        file[at..at + SECTOR].copy_from_slice(&change.bytes);
+    }
+    file
 }
 
 #[cfg(test)]
