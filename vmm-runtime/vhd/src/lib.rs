@@ -60,6 +60,8 @@ mod reparent;
 mod resize;
 mod size;
 mod storage;
+#[cfg(test)]
+mod survey;
 mod undo;
 mod vhd;
 

@@ -11,6 +11,7 @@ use crate::format::DiskType;
 use crate::gate::Gate;
 use crate::storage::fault::{Crashes, Fault, FaultStorage, Op};
 use crate::storage::{Backing, Storage};
+use crate::survey::{crash_points, survey_seeds};
 
 const SIZE: u64 = 16 * BLOCK as u64 - 3 * 512;
 const BLOCK: u32 = 16 << 10;
@@ -260,6 +261,19 @@ fn parent(random: &mut Random) -> Sample {
 /// Runs a workload, then looks at the disk after crashes at `points` points.
 /// Returns how many there were; the error says what was lost.
 fn crash(seed: u64, points: usize, mutant: Option<Mutant>) -> Result<usize, String> {
+    let (points, _) = crash_at(seed, points, 60, None, mutant)?;
+    Ok(points)
+}
+
+/// The same with so many requests and the given faults, or random ones.
+/// Returns also how many operations on the file there were.
+fn crash_at(
+    seed: u64,
+    points: usize,
+    requests: usize,
+    fault: Option<(u64, Fault)>,
+    mutant: Option<Mutant>,
+) -> Result<(usize, usize), String> {
     let mut random = Random::new(seed);
     let sample = match random.below(4) {
         0 => new_disk(DiskType::Dynamic, SIZE, BLOCK),
@@ -267,10 +281,14 @@ fn crash(seed: u64, points: usize, mutant: Option<Mutant>) -> Result<usize, Stri
         2 => new_child(parent(&mut random), SIZE, BLOCK),
         _ => foreign_child(parent(&mut random), SIZE, BLOCK, &mut random),
     };
-    let storage = FaultStorage::new(sample.file.clone(), faults(&mut random));
+    let faults = match fault {
+        Some(fault) => BTreeMap::from([fault]),
+        None => faults(&mut random),
+    };
+    let storage = FaultStorage::new(sample.file.clone(), faults);
     let Ok(disk) = open_disk(storage.clone(), &sample.parents, mutant) else {
         // A fault in the first calls.
-        return Ok(0);
+        return Ok((0, 0));
     };
     let history = History::new(sample.content);
     let mut workload = Workload {
@@ -279,7 +297,7 @@ fn crash(seed: u64, points: usize, mutant: Option<Mutant>) -> Result<usize, Stri
         history,
         random: Random::new(seed ^ 0xdead),
     };
-    for _ in 0..60 {
+    for _ in 0..requests {
         workload.request()?;
     }
     workload.check_reads()?;
@@ -311,7 +329,7 @@ fn crash(seed: u64, points: usize, mutant: Option<Mutant>) -> Result<usize, Stri
             )
         })?;
     }
-    Ok(points)
+    Ok((points, log.len()))
 }
 
 /// At every moment a footer behind the data must be durable and untouched, so
@@ -385,8 +403,23 @@ fn recover(
 
 #[test]
 fn no_crash_loses_what_was_flushed() {
-    let points: usize = (0..160).map(|seed| crash(seed, 25, None).unwrap()).sum();
-    assert!(points >= 2000, "only {points} crashes");
+    let points = survey_seeds(500, |seed| crash(seed, 25, None).unwrap());
+    assert!(points >= crash_points(500), "only {points} crashes");
+}
+
+#[test]
+fn nor_does_a_failure_of_any_call() {
+    const NONE: (u64, Fault) = (u64::MAX, Fault::Io);
+    let points = survey_seeds(100, |seed| {
+        let (mut points, calls) = crash_at(seed, 1, 10, Some(NONE), None).unwrap();
+        for call in 0..calls as u64 {
+            for fault in [Fault::Io, Fault::NoSpace] {
+                points += crash_at(seed, 2, 10, Some((call, fault)), None).unwrap().0;
+            }
+        }
+        points
+    });
+    assert!(points >= crash_points(100), "only {points} crashes");
 }
 
 /// The test above must be able to fail: it notices each of these faults.

@@ -13,6 +13,7 @@ use crate::image::{Absent, Dynamic, Image, Mutant, Tuning, open, recognise};
 use crate::pool::Pool;
 use crate::storage::Backing;
 use crate::storage::fault::{Crashes, Fault, FaultStorage};
+use crate::survey::{crash_points, survey_seeds};
 
 const SIZE: u64 = 16 * 8192 - 3 * 512;
 
@@ -130,8 +131,8 @@ fn cut_off(seed: u64, mutant: Option<Mutant>) -> Result<usize, String> {
 
 #[test]
 fn a_merge_that_is_cut_off_loses_nothing_and_goes_on() {
-    let points: usize = (0..60).map(|seed| cut_off(seed, None).unwrap()).sum();
-    assert_eq!(points, 540);
+    let points = survey_seeds(80, |seed| cut_off(seed, None).unwrap());
+    assert!(points >= crash_points(80), "only {points} crashes");
 }
 
 #[test]

@@ -11,7 +11,8 @@ use crate::image::random::Random;
 use crate::image::sample::{Sample, foreign_child, foreign_disk, new_disk, open_parents};
 use crate::image::{Image, Mutant, Tuning, open, recognise};
 use crate::storage::Backing;
-use crate::storage::fault::{Crashes, Fault, FaultStorage};
+use crate::storage::fault::FaultStorage;
+use crate::survey::{Left, crash_points, survey, survey_seeds};
 
 const BLOCK: u64 = 4096;
 
@@ -78,13 +79,9 @@ fn sample(random: &mut Random) -> Sample {
     sample
 }
 
-/// Resizes a disk, with faults at some calls, and looks at what crashes
-/// leave. Returns how many times it was the old disk, and the new one.
-fn run(
-    seed: u64,
-    faults: BTreeMap<u64, Fault>,
-    mutant: Option<Mutant>,
-) -> Result<[u32; 2], String> {
+/// Resizes a disk, and looks at what crashes and failures leave. Returns how
+/// many there were.
+fn run(seed: u64, mutant: Option<Mutant>) -> Result<usize, String> {
     let mut random = Random::new(seed);
     let Sample {
         file,
@@ -96,30 +93,17 @@ fn run(
     let size = 512 * (1 + random.below(most));
     let mut new = old.clone();
     new.resize(size as usize, 0);
-    let disk = FaultStorage::new(file.clone(), faults.clone());
-    let result = resize(&disk, size, mutant);
-    if let Err(what) = &result
-        && faults.is_empty()
-    {
-        return Err(format!("seed {seed}: {what}"));
-    }
-    let log = disk.log();
-    let mut seen = [0, 0];
-    let mut crashes = Crashes::new(file, &log);
-    for point in (0..=log.len()).flat_map(|point| [point; 3]) {
-        let left = FaultStorage::new(crashes.at(point, &mut random), BTreeMap::new());
+    let look = |bytes: Vec<u8>, random: &mut Random| {
+        let left = FaultStorage::new(bytes, BTreeMap::new());
         let disk = open_disk(&left, &parents)?;
         let mut expected = content(&*disk);
-        if expected == new {
-            seen[1] += 1;
+        let seen = if expected == new {
+            Left::New
         } else if expected == old {
-            seen[0] += 1;
+            Left::Old
         } else {
-            return Err(format!("seed {seed}: neither the old disk nor the new one"));
-        }
-        if point == log.len() && result.is_ok() && expected != new {
-            return Err(format!("seed {seed}: not durable when it is over"));
-        }
+            return Err("neither the old disk nor the new one".to_owned());
+        };
         // It works, and goes on to the size that was asked for.
         for _ in 0..2 {
             let range = random.range(expected.len() as u64, 9000);
@@ -130,42 +114,28 @@ fn run(
         disk.put_away().unwrap();
         drop(disk);
         expected.resize(size as usize, 0);
-        if expected.len() != old.len() {
+        if seen == Left::Old {
             resize(&left, size, None)?;
         }
         let disk = open_disk(&left, &parents)?;
-        if content(&*disk) != expected {
-            return Err(format!("seed {seed}: it shows something else later"));
+        match content(&*disk) == expected {
+            true => Ok(seen),
+            false => Err("it shows something else later".to_owned()),
         }
-    }
-    Ok(seen)
+    };
+    survey(seed, &file, &|disk| resize(disk, size, mutant), &look)
 }
 
 #[test]
-fn a_crash_leaves_the_old_disk_or_the_new_one() {
-    let mut seen = [0, 0];
-    for seed in 0..60 {
-        let [old, new] = run(seed, BTreeMap::new(), None).unwrap();
-        seen = [seen[0] + old, seen[1] + new];
-    }
-    assert!(seen[0] > 300 && seen[1] > 300, "{seen:?}");
-}
-
-#[test]
-fn so_does_a_failure_of_any_call() {
-    for seed in 0..6 {
-        for call in 0..16 {
-            for fault in [Fault::Io, Fault::NoSpace] {
-                run(seed, BTreeMap::from([(call, fault)]), None).unwrap();
-            }
-        }
-    }
+fn a_crash_or_failure_leaves_the_old_disk_or_the_new_one() {
+    let points = survey_seeds(120, |seed| run(seed, None).unwrap());
+    assert!(points >= crash_points(120), "only {points} crashes");
 }
 
 #[test]
 fn a_footer_that_names_the_table_too_early_is_caught() {
     let early = Some(Mutant::HeadBeforeHeader);
-    let caught = (0..60).find_map(|seed| run(seed, BTreeMap::new(), early).err());
+    let caught = (0..60).find_map(|seed| run(seed, early).err());
     println!("{}", caught.unwrap());
 }
 
