@@ -1,6 +1,6 @@
 //! Copying what a disk shows into a new disk of any type, or a raw image.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -97,7 +97,7 @@ pub fn convert(
         None,
         Vec::new(),
     )?;
-    let to = Device(new.device());
+    let to = Device(new.image());
     let written_bytes = copy(&*source.image, rel, target, &to, progress)?;
     drop(new.finish()?);
     Ok(CopyReport {
@@ -196,8 +196,8 @@ impl Target for Raw<'_> {
         self.0.write(bytes, offset)
     }
 
-    fn sync(&self) -> Result<(), IoError> {
-        self.0.sync()
+    fn write_behind(&self, range: Range<u64>) {
+        self.0.write_behind(range);
     }
 }
 

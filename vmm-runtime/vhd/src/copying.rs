@@ -1,7 +1,8 @@
 //! The way from one disk to another: the caller's thread reads, others leave
-//! out the zeros and write, and one more has what was written made durable
+//! out the zeros and write, and one more has what was written brought to disk
 //! meanwhile, so that the sync at the end finds little to do.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -21,17 +22,18 @@ const WRITERS: usize = 2;
 /// Chunks in memory.
 const CHUNKS: usize = 6;
 
-/// How much is written before it is made durable, in bytes.
-const SYNC_EVERY: u64 = 128 << 20;
+/// So much of what is written follows on each other before it is brought to
+/// disk, in bytes.
+const BEHIND: u64 = 16 << 20;
 
 /// Where a copy goes.
 pub(crate) trait Target: Sync {
     /// Writes bytes of the disk. From many threads at once.
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), IoError>;
 
-    /// Makes what was written durable. Early, and so for speed alone: an
-    /// error is told by the sync at the end again.
-    fn sync(&self) -> Result<(), IoError>;
+    /// Begins to bring to disk what was written in the range. For speed
+    /// alone.
+    fn write_behind(&self, range: Range<u64>);
 }
 
 /// Why a copy ended early.
@@ -63,7 +65,7 @@ pub(crate) fn copy<E>(
     let outcome = Outcome::default();
     let (full, chunks) = sync_channel(CHUNKS);
     let (empty, buffers) = channel();
-    let (written, to_sync) = sync_channel(1);
+    let (written, ranges) = channel();
     let chunks = Mutex::new(chunks);
     let result = std::thread::scope(|scope| {
         // Gone before the threads are waited for, or they would wait for it.
@@ -79,11 +81,7 @@ pub(crate) fn copy<E>(
             scope.spawn(move || write_chunks(target, chunks, &empty, &written, outcome));
         }
         drop((empty, written));
-        scope.spawn(move || {
-            for () in to_sync {
-                let _ = target.sync();
-            }
-        });
+        scope.spawn(move || write_behind(target, ranges));
         let result = read(&mut feed);
         if result.is_err() {
             outcome.stop.store(true, Ordering::SeqCst);
@@ -153,7 +151,7 @@ fn write_chunks(
     target: &dyn Target,
     chunks: &Mutex<Receiver<Chunk>>,
     empty: &Sender<Vec<u8>>,
-    written: &SyncSender<()>,
+    written: &Sender<Range<u64>>,
     outcome: &Outcome,
 ) {
     loop {
@@ -162,12 +160,12 @@ fn write_chunks(
             return;
         };
         if !outcome.stop.load(Ordering::SeqCst) {
-            let result = write_runs(target, &bytes, offset, |len| {
-                let before = outcome.written.fetch_add(len, Ordering::SeqCst);
-                if before / SYNC_EVERY != (before + len) / SYNC_EVERY {
-                    // If one waits already, that one will do.
-                    let _ = written.try_send(());
-                }
+            let result = write_runs(target, &bytes, offset, |run| {
+                outcome
+                    .written
+                    .fetch_add(run.end - run.start, Ordering::SeqCst);
+                // Its receiver outlives the writers.
+                let _ = written.send(run);
             });
             if let Err(error) = result {
                 outcome.stop.store(true, Ordering::SeqCst);
@@ -183,12 +181,32 @@ fn write_chunks(
     }
 }
 
+/// Has what was written brought to disk, neighbours together.
+fn write_behind(target: &dyn Target, ranges: Receiver<Range<u64>>) {
+    let mut window: Range<u64> = 0..0;
+    for range in ranges {
+        // Two writers: not quite in order.
+        if range.start.abs_diff(window.end) > BEHIND || window.is_empty() {
+            if !window.is_empty() {
+                target.write_behind(window);
+            }
+            window = range;
+            continue;
+        }
+        window = window.start.min(range.start)..window.end.max(range.end);
+        if window.end - window.start >= BEHIND {
+            target.write_behind(window);
+            window = 0..0;
+        }
+    }
+}
+
 /// Writes the pieces of a chunk that are not zero, neighbours in one go.
 fn write_runs(
     target: &dyn Target,
     chunk: &[u8],
     offset: u64,
-    written: impl Fn(u64),
+    written: impl Fn(Range<u64>),
 ) -> Result<(), IoError> {
     // Pieces begin at multiples of their size on the disk.
     let piece_end = |from: usize| {
@@ -203,7 +221,7 @@ fn write_runs(
         }
         if end > start {
             target.write(&chunk[start..end], offset + start as u64)?;
-            written((end - start) as u64);
+            written(offset + start as u64..offset + end as u64);
         }
         start = if end < chunk.len() {
             piece_end(end)
@@ -252,8 +270,8 @@ mod tests {
             Ok(())
         }
 
-        fn sync(&self) -> Result<(), IoError> {
-            Ok(())
+        fn write_behind(&self, range: Range<u64>) {
+            assert!(range.end <= self.bytes.lock().unwrap().len() as u64);
         }
     }
 

@@ -469,8 +469,9 @@ impl NewDisk {
         written
             .and_then(|()| format_new(&backing, disk_type, footer, block_size, form.parent))
             .map_err(|error| write_error(rel, need, &names, error))?;
-        let image = recognise(&backing, Tuning::default())
-            .and_then(|found| image::assemble(backing, &found, parent, false, Tuning::default()))
+        let tuning = Tuning::for_data(data.unwrap_or(0));
+        let image = recognise(&backing, tuning)
+            .and_then(|found| image::assemble(backing, &found, parent, false, tuning))
             .map_err(|refusal| {
                 let source = match refusal {
                     Refusal::Io(error) => io::Error::other(error),
@@ -494,6 +495,11 @@ impl NewDisk {
 
     /// The disk, to fill it before it gets its name.
     pub(crate) fn device(&self) -> &dyn BlockDevice {
+        &*self.image
+    }
+
+    /// The same, for a copy.
+    pub(crate) fn image(&self) -> &dyn Image {
         &*self.image
     }
 

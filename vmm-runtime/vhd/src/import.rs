@@ -10,12 +10,13 @@ use rustix::fs::{Advice, SeekFrom};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::block::{BlockDevice, IoError};
+use crate::block::IoError;
 pub(crate) use crate::copying::is_zero;
 use crate::copying::{self, CHUNK, Feed, PIECE, Stopped, Target};
 use crate::create::{CreateError, CreateOptions, NewDisk};
 use crate::format::footer::{self, Footer};
 use crate::format::{DiskType, SECTOR, foreign};
+use crate::image::Image;
 use crate::pool::Pool;
 use crate::size::{DiskSize, DiskSizeError};
 use crate::storage::next_data;
@@ -161,7 +162,7 @@ pub fn import_raw(
         total,
         progress,
     };
-    let written = copying::copy(&Device(disk.device()), |feed| {
+    let written = copying::copy(&Device(disk.image()), |feed| {
         runs.visit(|data| {
             reading.skip(data.start)?;
             reading.data(source, data.end, feed)
@@ -290,15 +291,15 @@ impl DataRuns<'_> {
 }
 
 /// The new disk.
-pub(crate) struct Device<'a>(pub(crate) &'a dyn BlockDevice);
+pub(crate) struct Device<'a>(pub(crate) &'a dyn Image);
 
 impl Target for Device<'_> {
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), IoError> {
         self.0.write_at(bytes, offset)
     }
 
-    fn sync(&self) -> Result<(), IoError> {
-        self.0.flush()
+    fn write_behind(&self, range: Range<u64>) {
+        self.0.write_behind(range.start, range.end - range.start);
     }
 }
 

@@ -83,4 +83,8 @@ impl Image for Fixed {
     fn put_away(&self) -> Result<(), IoError> {
         self.flush()
     }
+
+    fn write_behind(&self, offset: u64, len: u64) {
+        self.backing.write_behind(offset..offset + len);
+    }
 }

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Space, Storage};
@@ -80,6 +81,15 @@ impl Storage for FileStorage {
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
         next_data(&self.0, range)
+    }
+
+    fn write_behind(&self, range: Range<u64>) {
+        let Some(len) = NonZeroU64::new(range.end.saturating_sub(range.start)) else {
+            return;
+        };
+        // Dirty pages can't be dropped; Linux starts writing them instead,
+        // and waits for nothing.
+        let _ = rustix::fs::fadvise(&self.0, range.start, Some(len), Advice::DontNeed);
     }
 }
 

@@ -39,6 +39,10 @@ pub(crate) trait Storage: Send + Sync {
 
     /// The first run of bytes in `range` that may be other than zero.
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>>;
+
+    /// Begins to bring to disk what was written in the range, which nobody is
+    /// going to read soon. For speed alone.
+    fn write_behind(&self, _range: Range<u64>) {}
 }
 
 #[cfg(any(test, fuzzing))]
@@ -69,6 +73,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
         (**self).next_data(range)
+    }
+
+    fn write_behind(&self, range: Range<u64>) {
+        (**self).write_behind(range);
     }
 }
 

@@ -647,4 +647,31 @@ impl Image for Dynamic {
         self.flush()?;
         self.release_slack()
     }
+
+    fn write_behind(&self, offset: u64, len: u64) {
+        let mut run: Option<Range<u64>> = None;
+        for piece in self.pieces(offset, len) {
+            let entry = self.entry(piece.block);
+            if entry == UNALLOCATED {
+                continue;
+            }
+            // With the bitmap: neighbours follow on each other.
+            let end = self.layout.data(entry) + piece.within + piece.len();
+            let start = match piece.within {
+                0 => self.layout.region(entry),
+                within => self.layout.data(entry) + within,
+            };
+            match &mut run {
+                Some(run) if start >= run.end && start - run.end < 4096 => run.end = end,
+                _ => {
+                    if let Some(run) = run.replace(start..end) {
+                        self.backing.write_behind(run);
+                    }
+                }
+            }
+        }
+        if let Some(run) = run {
+            self.backing.write_behind(run);
+        }
+    }
 }
