@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::ops::{ControlFlow, Range};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::SystemTime;
@@ -20,7 +19,7 @@ use crate::format::footer::Footer;
 use crate::gate::Gate;
 use crate::image::{NewParent, Refusal, Tuning, recognise};
 use crate::import::Progress;
-use crate::lock::{self, LockError, Mode};
+use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
 use crate::pool::Pool;
 use crate::reparent::write_parent;
@@ -125,6 +124,7 @@ pub fn clone_disk(
     }
     let mut names = Names::take(target_pool, target)?;
     let file = names.create()?;
+    names.lock_file(&file)?;
     let to_target = |operation: &'static str, source: io::Error| match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             no_space(names.target.space().map_or(0, |space| space.available))
@@ -136,10 +136,6 @@ pub fn clone_disk(
         }
         .into(),
     };
-    lock::lock_for_qemu(file.as_fd(), Mode::Exclusive).map_err(|error| match error {
-        LockError::Io(source) => to_target("lock the file", source),
-        error => OpenError::from_lock(target, error).into(),
-    })?;
     let reflinked = share(&source, &file).map_err(|error| to_target("share the data", error))?;
     if !reflinked {
         let have = names.target.space()?.available;

@@ -18,7 +18,7 @@ use crate::format::footer::Footer;
 use crate::format::geometry::Geometry;
 use crate::gate::Gate;
 use crate::image::{self, Image, NewParent, Refusal, Tuning, format_new, formatted_len, recognise};
-use crate::lock::{self, LockError, Mode, Sidecar};
+use crate::lock::{LockError, Mode, Sidecar};
 use crate::pool::{Place, Pool, PoolError, RenameError};
 use crate::size::DiskSize;
 use crate::storage::{Backing, FileStorage};
@@ -263,6 +263,27 @@ impl Names {
         Ok(file.into())
     }
 
+    /// Locks the file for writing, under the name's lock.
+    pub(crate) fn lock_file(&mut self, file: &File) -> Result<(), CreateError> {
+        let path = self.target.rel();
+        let Some(lock) = &mut self.lock else {
+            return Ok(());
+        };
+        lock.lock_file(file.as_fd(), Mode::Exclusive)
+            .map_err(|error| match error {
+                LockError::Io(source) => CreateError::Io {
+                    path: path.to_owned(),
+                    operation: "lock the file",
+                    source,
+                },
+                LockError::Pool(error) => error.into(),
+                LockError::Held(holder) => CreateError::InUse {
+                    path: path.to_owned(),
+                    holder,
+                },
+            })
+    }
+
     /// Another descriptor of the file that has no name yet.
     pub(crate) fn open_again(&self) -> Result<File, PoolError> {
         self.temporary.open(OFlags::RDWR).map(File::from)
@@ -427,6 +448,9 @@ impl NewDisk {
             return Err(no_space(have));
         }
         let file = names.create()?;
+        // Ours from the beginning: nobody may open it between the rename and
+        // a lock.
+        names.lock_file(&file)?;
         let io = |operation, source: io::Error| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 no_space(names.target.space().map_or(0, |space| space.available))
@@ -437,16 +461,6 @@ impl NewDisk {
                 source,
             },
         };
-        // Ours from the beginning: nobody may open it between the rename and
-        // a lock.
-        lock::lock_for_qemu(file.as_fd(), Mode::Exclusive).map_err(|error| match error {
-            LockError::Io(source) => io("lock the file", source),
-            LockError::Pool(error) => error.into(),
-            LockError::Held(holder) => CreateError::InUse {
-                path: rel.to_owned(),
-                holder,
-            },
-        })?;
         let must_write_zeros = match disk_type {
             DiskType::Dynamic | DiskType::Differencing => false,
             // What a fixed disk needs is its length.

@@ -79,6 +79,23 @@ pub(crate) struct Sidecar {
     place: Place,
     /// As whom the disk is open for writing.
     owner: Option<(LockOwner, Gate)>,
+    /// The disk's file, which has QEMU's locks.
+    disk: Option<OwnedFd>,
+}
+
+impl Drop for Sidecar {
+    /// Releases the locks as such: if a process is being started just now, it
+    /// has all descriptors as well until it runs its program, and closing
+    /// ours alone would leave the locks with it for that long.
+    fn drop(&mut self) {
+        let files = [
+            self.file.as_ref().map(AsFd::as_fd),
+            self.disk.as_ref().map(AsFd::as_fd),
+        ];
+        for file in files.into_iter().flatten() {
+            unlock(file);
+        }
+    }
 }
 
 impl Sidecar {
@@ -93,6 +110,7 @@ impl Sidecar {
                     file: None,
                     place,
                     owner: None,
+                    disk: None,
                 });
             };
             if !lock(file.as_fd(), mode, 0, 0)? {
@@ -114,12 +132,22 @@ impl Sidecar {
                 file: Some(file),
                 place,
                 owner: None,
+                disk: None,
             });
         }
         Err(LockError::Held(format!(
             "{} keeps being replaced",
             place.rel().display()
         )))
+    }
+
+    /// Takes QEMU's locks on the disk's own file as well. They last as long as
+    /// this, or an open descriptor.
+    pub(crate) fn lock_file(&mut self, file: BorrowedFd<'_>, mode: Mode) -> Result<(), LockError> {
+        let again = file.try_clone_to_owned()?;
+        let result = lock_for_qemu(file, mode);
+        self.disk = Some(again);
+        result
     }
 
     /// Refuses when the file says that the disk is another host's; see
@@ -256,7 +284,7 @@ impl Sidecar {
     /// Removes the lock's file, when there is no disk any more. Hold it
     /// exclusively. Who waits for it finds its file gone and takes a new one.
     pub(crate) fn remove(self) -> Result<(), PoolError> {
-        match self.file {
+        match &self.file {
             Some(_) => self.place.unlink(),
             None => Ok(()),
         }
@@ -353,7 +381,7 @@ fn noted_holder(file: &mut File) -> String {
 
 /// Takes QEMU's locks on the disk's own file. They last as long as the open
 /// file description.
-pub(crate) fn lock_for_qemu(file: BorrowedFd<'_>, mode: Mode) -> Result<(), LockError> {
+fn lock_for_qemu(file: BorrowedFd<'_>, mode: Mode) -> Result<(), LockError> {
     const READ: i64 = 0;
     const WRITE: i64 = 1;
     const RESIZE: i64 = 3;
@@ -431,6 +459,15 @@ fn lock(file: BorrowedFd<'_>, mode: Mode, start: i64, len: i64) -> io::Result<bo
     }
 }
 
+/// Releases all locks of a file. Only a help where it fails: they end with
+/// the last descriptor.
+fn unlock(file: BorrowedFd<'_>) {
+    let request = request(libc::F_UNLCK, 0, 0);
+    // SAFETY: the descriptor is open for as long as it is borrowed, and
+    // F_OFD_SETLK takes a pointer to a flock, which it only reads.
+    let _ = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
+}
+
 /// Whether an exclusive lock of one byte would be granted.
 fn is_free(file: BorrowedFd<'_>, byte: i64) -> io::Result<bool> {
     let mut request = request(libc::F_WRLCK, byte, 1);
@@ -474,7 +511,7 @@ pub(crate) fn open_owned(
             return Err(error.into());
         }
     };
-    lock_for_qemu(file.as_fd(), mode)?;
+    sidecar.lock_file(file.as_fd(), mode)?;
     if let (Mode::Exclusive, Some((owner, gate))) = (mode, owner) {
         sidecar.take(record.as_ref(), owner, gate)?;
     }
@@ -561,6 +598,23 @@ mod tests {
             open_locked(&place, Mode::Exclusive),
             Err(LockError::Held(_))
         ));
+    }
+
+    /// As a process has them that is being started.
+    #[test]
+    fn releasing_them_does_not_wait_for_other_holders_of_the_descriptors() {
+        for mode in [Mode::Exclusive, Mode::Shared] {
+            let (_dir, place) = disk();
+            let (file, lock) = open_locked(&place, mode).unwrap();
+            let started = (
+                file.try_clone().unwrap(),
+                lock.file.as_ref().unwrap().try_clone().unwrap(),
+            );
+            assert!(open_locked(&place, Mode::Exclusive).is_err());
+            drop((file, lock));
+            open_locked(&place, Mode::Exclusive).unwrap();
+            drop(started);
+        }
     }
 
     #[test]

@@ -23,7 +23,8 @@ fn go_on(_: Progress) -> ControlFlow<()> {
 }
 
 /// A process that is being started holds for a moment all files that this one
-/// has open, and so their locks. So tests that start processes run alone.
+/// has open, and a file system with open files can't be unmounted. So tests
+/// that start processes run alone.
 static TURN: RwLock<()> = RwLock::new(());
 
 #[allow(dead_code)] // Held, not read.
