@@ -11,6 +11,8 @@ pub(crate) enum Found {
     Ext,
     Fat,
     ExFat,
+    Ntfs,
+    Xfs,
     /// Not walked, and why not.
     Other(Kind, String),
 }
@@ -32,7 +34,12 @@ pub(crate) fn identify(part: &Part<'_>) -> Result<Found, Stop> {
     if fields.le16(1024 + 56)? == 0xef53 {
         found.push(("ext", Found::Ext));
     }
-    if fields.bytes(3, 8)? == b"EXFAT   " {
+    if fields.bytes(0, 4)? == b"XFSB" {
+        found.push(("XFS", Found::Xfs));
+    }
+    if fields.bytes(3, 8)? == b"NTFS    " {
+        found.push(("NTFS", Found::Ntfs));
+    } else if fields.bytes(3, 8)? == b"EXFAT   " {
         found.push(("exFAT", Found::ExFat));
     } else if fat::is_boot_sector(&fields)? && !known_otherwise(&fields)? {
         found.push(("FAT", Found::Fat));
@@ -62,10 +69,7 @@ pub(crate) fn identify(part: &Part<'_>) -> Result<Found, Stop> {
 
 /// Boot sectors that have FAT's fields, too.
 fn known_otherwise(fields: &Fields<'_>) -> Result<bool, Stop> {
-    Ok(matches!(
-        fields.bytes(3, 8)?,
-        b"NTFS    " | b"-FVE-FS-" | b"ReFS\0\0\0\0"
-    ))
+    Ok(matches!(fields.bytes(3, 8)?, b"-FVE-FS-" | b"ReFS\0\0\0\0"))
 }
 
 /// Things that are known, but not looked into.

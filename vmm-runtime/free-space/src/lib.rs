@@ -41,20 +41,20 @@
 #![warn(missing_docs)]
 
 mod bitmap;
-#[allow(dead_code)] // NTFS and XFS need the rest.
 mod checksum;
 mod disk;
 mod error;
 mod exfat;
 mod ext;
 mod fat;
-#[allow(dead_code)] // NTFS and XFS need the rest.
 mod fields;
 mod free_list;
 mod identify;
+mod ntfs;
 mod report;
 mod table;
 mod walk;
+mod xfs;
 
 pub use disk::Disk;
 pub use error::WalkError;

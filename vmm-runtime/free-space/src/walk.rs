@@ -70,6 +70,14 @@ fn walk(
             *kind = Kind::ExFat;
             crate::exfat::walk(&part, &mut free)?;
         }
+        Found::Ntfs => {
+            *kind = Kind::Ntfs;
+            crate::ntfs::walk(&part, &mut free)?;
+        }
+        Found::Xfs => {
+            *kind = Kind::Xfs;
+            crate::xfs::walk(&part, &mut free)?;
+        }
         Found::Other(other, reason) => {
             *kind = other;
             return Err(Stop::Doubt(reason));

@@ -162,7 +162,7 @@ fn cases() -> Vec<Case> {
                 "-O",
                 "sparse_super2,^resize_inode",
                 "-E",
-                "num_backup_sb=1",
+                "num_backup_sb=1,lazy_journal_init=1",
             ],
         ),
         case(
@@ -218,7 +218,7 @@ fn make(place: &Place, image: &str, case: &Case) -> Option<Vec<Sample>> {
     write_samples(&place.path("tree"), &samples);
     Raw::create(Path::new(image), case.size);
     let tree = place.text("tree");
-    let mut args = vec!["-q", "-F", "-d", &tree];
+    let mut args = vec!["-q", "-F", "-d", &tree, "-E", "lazy_journal_init=1"];
     args.extend(case.options);
     args.push(image);
     must("mke2fs", &args)?;
