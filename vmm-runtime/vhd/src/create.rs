@@ -483,7 +483,7 @@ impl NewDisk {
         written
             .and_then(|()| format_new(&backing, disk_type, footer, block_size, form.parent))
             .map_err(|error| write_error(rel, need, &names, error))?;
-        let tuning = Tuning::for_data(data.unwrap_or(0));
+        let tuning = Tuning::for_data(need);
         let image = recognise(&backing, tuning)
             .and_then(|found| image::assemble(backing, &found, parent, false, tuning))
             .map_err(|refusal| {
