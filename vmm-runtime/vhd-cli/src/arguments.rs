@@ -3,8 +3,10 @@
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    check, compare, convert, create, generate, info, map, merge, repair, reparent, serve, undo,
+    check, clone, compact, compare, convert, create, generate, info, map, merge, mount, mounts,
+    repair, reparent, resize, serve, undo, unmount,
 };
+use crate::mounting::server;
 use crate::output::Output;
 
 /// Told in the help and in the manual.
@@ -57,16 +59,31 @@ pub(crate) enum Command {
     Convert(convert::Arguments),
     /// Merge a differencing disk into its parent, or its chain into a new disk
     Merge(merge::Arguments),
+    /// Make the file of a dynamic disk smaller
+    Compact(compact::Arguments),
+    /// Give a disk another size
+    Resize(resize::Arguments),
+    /// Make the same disk again, with an identity of its own
+    Clone(clone::Arguments),
     /// Reconnect a differencing disk to its parent
     Reparent(reparent::Arguments),
     /// Start, commit or discard changes that go to an undo disk
     Undo(undo::Arguments),
     /// Serve a disk to NBD clients
     Serve(serve::Arguments),
+    /// Make a disk a device of this machine, and mount a volume of it
+    Mount(mount::Arguments),
+    /// Unmount a disk and unplug it
+    Unmount(unmount::Arguments),
+    /// List the disks that are mounted
+    Mounts(mounts::Arguments),
     /// List what is stored where on a disk
     Map(map::Arguments),
     /// Compare what two disks show
     Compare(compare::Arguments),
+    /// Hold a disk that is mounted
+    #[command(hide = true)]
+    MountServer(server::Arguments),
     /// Write manual pages and shell completions
     #[command(hide = true)]
     Generate(generate::Arguments),

@@ -147,6 +147,12 @@ pub(crate) struct Search {
 }
 
 impl Search {
+    /// The folders, for a process that runs elsewhere.
+    pub(crate) fn absolute(&self) -> impl Iterator<Item = PathBuf> {
+        let absolute = |folder: &PathBuf| folder.canonicalize().unwrap_or_else(|_| folder.clone());
+        self.folders.iter().map(absolute)
+    }
+
     /// Any path that a disk names, then the folders that the user names.
     pub(crate) fn resolve(&self) -> Result<ParentSearch, Failure> {
         let mut search = ParentSearch::new().root(Pool::open("/")?);

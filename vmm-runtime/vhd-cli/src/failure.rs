@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
+use paddock_nbd::ServeError;
 use paddock_vhd::{CreateError, ImportError, IoError, OpenError, OperationError, PoolError};
 use serde::Serialize;
 
@@ -39,6 +40,20 @@ impl Exit {
             Exit::System => "system",
             Exit::Cancelled => "cancelled",
         }
+    }
+
+    /// The exit of another process of ours.
+    pub(crate) fn from_code(code: Option<i32>) -> Exit {
+        [
+            Exit::WrongUse,
+            Exit::Damaged,
+            Exit::Busy,
+            Exit::NoRoom,
+            Exit::Cancelled,
+        ]
+        .into_iter()
+        .find(|exit| code == Some(*exit as i32))
+        .unwrap_or(Exit::System)
     }
 
     fn of_io(error: &io::Error) -> Exit {
@@ -107,6 +122,13 @@ impl Failure {
             _ => Exit::System,
         };
         Failure::new(exit, format!("{}: {error}", path.display()))
+    }
+
+    /// With something that the user should know.
+    pub(crate) fn noting(mut self, note: &str) -> Failure {
+        self.message.push_str("; ");
+        self.message.push_str(note);
+        self
     }
 
     fn hinting(mut self, hint: &'static str) -> Failure {
@@ -223,5 +245,17 @@ impl From<ImportError> for Failure {
             ImportError::Write { path, source } => Failure::disk(&path, &source),
             error => Failure::wrong_use(error.to_string()),
         }
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Failure {
+        let exit = match &error {
+            ServeError::Path { source, .. }
+            | ServeError::Address { source, .. }
+            | ServeError::Start(source) => Exit::of_io(source),
+            ServeError::Exports(_) | ServeError::NotLoopback(_) => Exit::WrongUse,
+        };
+        Failure::new(exit, error.to_string())
     }
 }

@@ -9,6 +9,7 @@ mod command;
 mod disk_path;
 mod failure;
 mod interrupt;
+mod mounting;
 mod output;
 mod progress;
 mod raw;

@@ -113,8 +113,7 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let disk = DiskPath::any(&arguments.file)?;
     let options = MergeOptions {
         search: arguments.search.resolve()?,
-        dependents: Vec::new(),
-        force: false,
+        ..MergeOptions::default()
     };
     let meter = Meter::start("merge", out)?;
     let report = merge(

@@ -1,6 +1,8 @@
 //! The subcommands, a file each.
 
 pub(crate) mod check;
+pub(crate) mod clone;
+pub(crate) mod compact;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod create;
@@ -8,10 +10,14 @@ pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod map;
 pub(crate) mod merge;
+pub(crate) mod mount;
+pub(crate) mod mounts;
 pub(crate) mod repair;
 pub(crate) mod reparent;
+pub(crate) mod resize;
 pub(crate) mod serve;
 pub(crate) mod undo;
+pub(crate) mod unmount;
 
 use std::path::PathBuf;
 
@@ -20,6 +26,7 @@ use paddock_vhd::{OpenError, ParentSearch, inspect_chain};
 use crate::arguments::Command;
 use crate::disk_path::DiskPath;
 use crate::failure::{Exit, Failure};
+use crate::mounting::server;
 use crate::output::Output;
 
 /// Does what was asked for.
@@ -31,6 +38,13 @@ pub(crate) fn run(command: &Command, out: &Output) -> Result<Exit, Failure> {
         Command::Repair(arguments) => repair::run(arguments, out),
         Command::Convert(arguments) => convert::run(arguments, out),
         Command::Merge(arguments) => merge::run(arguments, out),
+        Command::Compact(arguments) => compact::run(arguments, out),
+        Command::Resize(arguments) => resize::run(arguments, out),
+        Command::Clone(arguments) => clone::run(arguments, out),
+        Command::Mount(arguments) => mount::run(arguments, out),
+        Command::Unmount(arguments) => unmount::run(arguments, out),
+        Command::Mounts(_) => mounts::run(out),
+        Command::MountServer(arguments) => server::run(arguments, out),
         Command::Reparent(arguments) => reparent::run(arguments, out),
         Command::Undo(arguments) => undo::run(arguments, out),
         Command::Serve(arguments) => serve::run(arguments, out),

@@ -1,15 +1,12 @@
 //! `vhd serve`
 
-use std::fs;
-use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use paddock_nbd::NbdServer;
+use paddock_nbd::{Export, Server};
 use paddock_vhd::{Access, BlockDevice};
-use rustix::fs::Mode;
 use serde::Serialize;
 use signal_hook::iterator::Signals;
 
@@ -22,18 +19,22 @@ use crate::source::{Format, Source};
 
 /// Serve a disk to NBD clients
 ///
-/// Serves until Ctrl-C or SIGTERM, then flushes the disk and closes it. Only
-/// the user may connect to the socket. Several connections at once see the
-/// same disk.
+/// Serves until Ctrl-C or SIGTERM, then flushes the disk and closes it.
+/// Several connections at once see the same disk.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vhd serve --socket /run/disk.sock disk.vhd
   vhd serve --socket /run/disk.sock --read-only disk.vhd
+  vhd serve --listen 127.0.0.1:10809 disk.vhd
   qemu-system-x86_64 -drive file=nbd+unix:///?socket=/run/disk.sock,format=raw")]
 pub(crate) struct Arguments {
-    /// The unix socket
-    #[arg(long, value_name = "PATH")]
-    socket: PathBuf,
+    /// Serve at this unix socket, which only the user may connect to
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    socket: Option<PathBuf>,
+    /// Serve at this port of the loopback device, which every user of the
+    /// machine may connect to; port 0 for any
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
     /// Refuse writes; other readers may use the disk, too
     #[arg(long)]
     read_only: bool,
@@ -45,6 +46,9 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     search: Search,
 }
+
+/// What clients may ask for; they may as well ask for nothing.
+const EXPORT: &str = "disk";
 
 /// That it serves, in JSON.
 #[derive(Serialize)]
@@ -62,20 +66,31 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     } else {
         Access::ReadWrite
     };
-    let source = Source::open(&arguments.file, arguments.from, access, &arguments.search)?;
+    let file = &arguments.file;
+    let source = Source::open(file, arguments.from, access, &arguments.search)?;
     // From here on: a signal that comes while it starts ends it, too.
     let mut signals = Signals::new(ENDING).map_err(|error| no_handler(&error))?;
-    let listener = listen(&arguments.socket)?;
-    let socket = Socket(&arguments.socket);
     let disk: Arc<dyn BlockDevice> = match source {
         Source::Vhd(vhd) => Arc::new(vhd),
         Source::Raw(raw) => Arc::new(raw),
     };
-    let server = NbdServer::start(listener, "disk", disk.clone())
-        .map_err(|error| Failure::io(&arguments.socket, "serve", &error))?;
+    let exports = vec![Export::new(EXPORT, disk.clone())];
+    let (server, uri) = match (&arguments.socket, arguments.listen) {
+        (Some(socket), _) => (Server::unix(socket, exports)?, unix_uri(socket)),
+        (None, Some(address)) => {
+            let server = Server::tcp(address, exports)?;
+            let address = server.address().unwrap_or(address);
+            (server, format!("nbd://{address}/{EXPORT}"))
+        }
+        (None, None) => {
+            return Err(Failure::wrong_use(
+                "where is the disk to be served? Say so with --socket or --listen",
+            ));
+        }
+    };
     let serving = Serving {
-        file: arguments.file.clone(),
-        uri: uri(&arguments.socket),
+        file: file.clone(),
+        uri,
         size: disk.size(),
         read_only: arguments.read_only,
     };
@@ -89,60 +104,18 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     });
     signals.forever().next();
     server.stop();
-    drop(socket);
     if !arguments.read_only {
-        disk.flush()
-            .map_err(|error| Failure::disk(&arguments.file, &error))?;
+        disk.flush().map_err(|error| Failure::disk(file, &error))?;
     }
     Ok(Exit::Good)
 }
 
-/// Removes the socket's name.
-struct Socket<'a>(&'a Path);
-
-impl Drop for Socket<'_> {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(self.0);
-    }
-}
-
-/// Listens on a socket that only the user may connect to. One that a server
-/// left behind is replaced, one that is served is not.
-fn listen(path: &Path) -> Result<UnixListener, Failure> {
-    let failed = |error: io::Error| Failure::io(path, "listen on the socket", &error);
-    match UnixStream::connect(path) {
-        Ok(_) => {
-            return Err(Failure::new(
-                Exit::Busy,
-                format!("{}: another server listens there", path.display()),
-            ));
-        }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            use std::os::unix::fs::FileTypeExt;
-            let metadata = path.symlink_metadata().map_err(failed)?;
-            if !metadata.file_type().is_socket() {
-                return Err(Failure::wrong_use(format!(
-                    "{}: there is a file of that name already; choose another name",
-                    path.display()
-                )));
-            }
-            fs::remove_file(path).map_err(failed)?;
-        }
-        Err(_) => {}
-    }
-    // No other thread runs yet that makes files.
-    let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(before);
-    listener.map_err(failed)
-}
-
 /// How NBD clients name it: the path with what a URI has other uses for
 /// written in hexadecimal.
-fn uri(socket: &Path) -> String {
+fn unix_uri(socket: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     let path = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
-    let mut uri = "nbd+unix:///disk?socket=".to_owned();
+    let mut uri = format!("nbd+unix:///{EXPORT}?socket=");
     for &byte in path.as_os_str().as_bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' | b'~' => {
@@ -161,7 +134,7 @@ mod tests {
     #[test]
     fn a_uri_names_the_socket() {
         assert_eq!(
-            uri(Path::new("/run/my disk?.sock")),
+            unix_uri(Path::new("/run/my disk?.sock")),
             "nbd+unix:///disk?socket=/run/my%20disk%3F.sock"
         );
     }

@@ -2,9 +2,9 @@
 
 use crate::support::Folder;
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 17] = [
     "create", "info", "check", "repair", "convert", "merge", "reparent", "undo", "serve", "map",
-    "compare",
+    "compare", "compact", "resize", "clone", "mount", "unmount", "mounts",
 ];
 
 #[test]
@@ -19,7 +19,7 @@ fn every_command_has_help_with_examples() {
         );
         let text = folder.vhd(&[command, "--help"]).ends(0).stdout;
         assert!(
-            text.contains(&format!("Examples:\n  vhd {command} ")),
+            text.contains(&format!("Examples:\n  vhd {command}")),
             "{text}"
         );
     }

@@ -10,7 +10,11 @@ use crate::support::{Folder, MIB, signal, wait};
 
 /// A server, and the line by which it says that it serves.
 fn serve(folder: &Folder, arguments: &[&str]) -> (Child, Value) {
-    let arguments = [&["--json", "serve", "--socket", "sock"], arguments].concat();
+    serve_at(folder, &["--socket", "sock"], arguments)
+}
+
+fn serve_at(folder: &Folder, at: &[&str], arguments: &[&str]) -> (Child, Value) {
+    let arguments = [&["--json", "serve"], at, arguments].concat();
     let mut server = folder.command(&arguments).spawn().unwrap();
     let mut reader = BufReader::new(server.stdout.take().unwrap());
     let mut text = String::new();
@@ -98,7 +102,7 @@ fn a_socket_in_use_stays_and_a_dead_one_goes() {
     let (server, _) = serve(&folder, &["a.vhd"]);
     folder
         .vhd(&["serve", "--socket", "sock", "b.vhd"])
-        .fails(3, &["another server listens there"]);
+        .fails(3, &["cannot listen at sock"]);
     let mut server = server;
     server.kill().unwrap();
     server.wait().unwrap();
@@ -108,6 +112,27 @@ fn a_socket_in_use_stays_and_a_dead_one_goes() {
     std::fs::write(folder.path("sock"), "mine").unwrap();
     folder
         .vhd(&["serve", "--socket", "sock", "b.vhd"])
-        .fails(1, &["there is a file of that name already"]);
+        .fails(3, &["cannot listen at sock"]);
     assert_eq!(std::fs::read(folder.path("sock")).unwrap(), b"mine");
+}
+
+#[test]
+fn a_disk_is_served_at_a_port_of_this_machine() {
+    let folder = Folder::new();
+    folder.disk("disk.vhd");
+    let (server, said) = serve_at(&folder, &["--listen", "127.0.0.1:0"], &["disk.vhd"]);
+    let uri = said["uri"].as_str().unwrap();
+    assert!(uri.starts_with("nbd://127.0.0.1:"), "{uri}");
+    assert!(uri.ends_with("/disk") && !uri.contains(":0/"), "{uri}");
+    let arguments = ["info", "--output=json", "-f", "raw", uri];
+    if let Some(said) = folder.other("qemu-img", &arguments) {
+        assert_eq!(said.ends(0).json()["virtual-size"], 8 * MIB);
+    }
+    stop(server);
+    folder
+        .vhd(&["serve", "--listen", "0.0.0.0:0", "disk.vhd"])
+        .fails(1, &["served to this machine alone"]);
+    folder
+        .vhd(&["serve", "disk.vhd"])
+        .fails(1, &["--socket or --listen"]);
 }

@@ -1,0 +1,254 @@
+//! `vhd compact`
+
+use std::fmt::Write;
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use paddock_free_space::{Disk, Outcome, free_space};
+use paddock_vhd::{
+    Access, BlockDevice, CompactOptions, Gate, OperationError, ParentSearch, Vhd, compact,
+};
+use serde::Serialize;
+
+use crate::disk_path::DiskPath;
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+use crate::progress::Meter;
+use crate::size::human;
+use crate::target::{Force, Target};
+
+/// Make the file of a dynamic disk as small as its content allows
+///
+/// Blocks of nothing but zeros go. So does what the file systems on the disk
+/// do not use: it reads as zeros afterwards. File systems that are not known,
+/// or were not put away cleanly, are left as they are. Needs room for both
+/// files, the old and the new; the new one takes the old one's place when it
+/// is complete.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  vhd compact disk.vhd
+  vhd compact --keep-free disk.vhd
+  vhd compact --defragment --into small.vhd disk.vhd")]
+pub(crate) struct Arguments {
+    /// The disk
+    file: PathBuf,
+    /// Keep what file systems do not use. A disk with children has to: they
+    /// may use it
+    #[arg(long)]
+    keep_free: bool,
+    /// Put the blocks of the file into the order of the disk
+    #[arg(long)]
+    defragment: bool,
+    /// Make a new disk in the same folder, and keep the old one
+    #[arg(long, value_name = "NEW")]
+    into: Option<PathBuf>,
+    #[command(flatten)]
+    force: Force,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    file: PathBuf,
+    old_size: u64,
+    new_size: u64,
+    blocks_before: u32,
+    blocks_after: u32,
+    freed_bytes: u64,
+    volumes: Vec<Volume>,
+}
+
+/// What became of a volume on the disk.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Volume {
+    start: u64,
+    length: u64,
+    kind: String,
+    free_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    untouched: Option<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> {
+    let disk = DiskPath::existing(&arguments.file)?;
+    let target = match &arguments.into {
+        Some(new) => Some(Target::new(
+            new,
+            arguments.force,
+            std::slice::from_ref(&arguments.file),
+        )?),
+        None => None,
+    };
+    if let Some(target) = &target
+        && target.making().path().parent() != disk.path().parent()
+    {
+        return Err(Failure::wrong_use(
+            "a disk is compacted within its folder; name a file there, or move it afterwards",
+        ));
+    }
+    let before = Unchanged::look(&disk)?;
+    let (free, volumes) = if arguments.keep_free {
+        (Vec::new(), Vec::new())
+    } else {
+        look_for_free_space(&disk)?
+    };
+    let options = CompactOptions {
+        free,
+        target: target.as_ref().map(|target| target.name().to_owned()),
+        defragment: arguments.defragment,
+        search: ParentSearch::new(),
+    };
+    let meter = Meter::start("compact", out)?;
+    let mut looked = None;
+    let report = compact(&disk.pool, &disk.name, &options, &mut |step| {
+        // The disk is locked by now. Who wrote to it between the search for
+        // free space and the lock may have used that.
+        let unchanged =
+            *looked.get_or_insert_with(|| Unchanged::look(&disk).is_ok_and(|now| now == before));
+        if unchanged {
+            meter.step(step)
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    drop(meter);
+    let report = match report {
+        Err(OperationError::Cancelled) if looked == Some(false) => {
+            return Err(Failure::new(
+                Exit::Busy,
+                format!(
+                    "{}: someone wrote to the disk meanwhile; nothing was changed, compact it when nobody uses it",
+                    arguments.file.display()
+                ),
+            ));
+        }
+        report => report?,
+    };
+    let made = match target {
+        Some(target) => target.finish()?,
+        None => disk,
+    };
+    let answer = Answer {
+        file: made.path().to_owned(),
+        old_size: report.old_len,
+        new_size: report.new_len,
+        blocks_before: report.blocks_before,
+        blocks_after: report.blocks_after,
+        freed_bytes: report.freed_bytes,
+        volumes,
+    };
+    out.done(&answer, human_text);
+    Ok(Exit::Good)
+}
+
+fn human_text(answer: &Answer) -> String {
+    let mut text = String::new();
+    for volume in &answer.volumes {
+        let place = format!(
+            "{} at byte {}, {}",
+            volume.kind,
+            volume.start,
+            human(volume.length)
+        );
+        let _ = match (&volume.untouched, volume.free_bytes) {
+            (Some(reason), _) => writeln!(text, "{place}: left as it is: {reason}"),
+            (None, free) => writeln!(text, "{place}: {} not used", human(free.unwrap_or(0))),
+        };
+    }
+    let _ = write!(
+        text,
+        "{}: {} blocks, were {}; {}, was {}; {} freed",
+        answer.file.display(),
+        answer.blocks_after,
+        answer.blocks_before,
+        human(answer.new_size),
+        human(answer.old_size),
+        human(answer.freed_bytes)
+    );
+    text
+}
+
+/// What tells that nobody wrote to a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Unchanged {
+    file: (u64, u64),
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Unchanged {
+    fn look(disk: &DiskPath) -> Result<Unchanged, Failure> {
+        let metadata = disk
+            .path()
+            .metadata()
+            .map_err(|error| Failure::io(disk.path(), "look at the file", &error))?;
+        Ok(Unchanged {
+            file: (metadata.dev(), metadata.ino()),
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+/// A disk as the walkers read it.
+pub(crate) struct Bytes<'a>(pub(crate) &'a dyn BlockDevice);
+
+impl Disk for Bytes<'_> {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buf, offset).map_err(io::Error::other)
+    }
+}
+
+/// What no file system on the disk uses. A table of partitions that can't be
+/// right leaves everything as it is.
+fn look_for_free_space(disk: &DiskPath) -> Result<(Vec<Range<u64>>, Vec<Volume>), Failure> {
+    let vhd = Vhd::open(&disk.pool, &disk.name, Access::ReadOnly, Gate::open())?;
+    let report = match free_space(&Bytes(&vhd)) {
+        Ok(report) => report,
+        Err(error @ paddock_free_space::WalkError::Read { .. }) => {
+            return Err(read_error(disk.path(), &error));
+        }
+        Err(error) => {
+            let whole = Volume {
+                start: 0,
+                length: vhd.size(),
+                kind: "disk".to_owned(),
+                free_bytes: None,
+                untouched: Some(error.to_string()),
+            };
+            return Ok((Vec::new(), vec![whole]));
+        }
+    };
+    let volumes = report
+        .volumes
+        .iter()
+        .map(|volume| {
+            let (free_bytes, untouched) = match &volume.outcome {
+                Outcome::Walked { free_bytes, .. } => (Some(*free_bytes), None),
+                Outcome::Untouched { reason } => (None, Some(reason.clone())),
+            };
+            Volume {
+                start: volume.start,
+                length: volume.len,
+                kind: volume.kind.to_string(),
+                free_bytes,
+                untouched,
+            }
+        })
+        .collect();
+    Ok((report.free_ranges(), volumes))
+}
+
+fn read_error(path: &Path, error: &paddock_free_space::WalkError) -> Failure {
+    Failure::new(Exit::System, format!("{}: {error}", path.display()))
+}

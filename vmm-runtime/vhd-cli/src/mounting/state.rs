@@ -1,0 +1,198 @@
+//! What is mounted, as it is kept for later commands.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::mounting::disk_file;
+
+/// A disk that is a device of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Mounted {
+    /// What it is called among those that are mounted.
+    pub(crate) id: String,
+    /// The disk.
+    pub(crate) file: PathBuf,
+    /// Where changes go, if not to the disk itself.
+    pub(crate) undo: Option<PathBuf>,
+    pub(crate) read_only: bool,
+    /// In bytes.
+    pub(crate) size: u64,
+    /// The whole disk as a file.
+    pub(crate) image: PathBuf,
+    /// The whole disk as a device.
+    pub(crate) device: PathBuf,
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// A partition, or the whole of a disk that has none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Volume {
+    /// Counted from 1, in the order of the disk.
+    pub(crate) number: usize,
+    /// Its first byte on the disk.
+    pub(crate) start: u64,
+    /// In bytes.
+    pub(crate) length: u64,
+    /// What it holds, as far as that is known.
+    pub(crate) kind: String,
+    pub(crate) device: PathBuf,
+    /// Whether the device is a loop device of its own.
+    pub(crate) own_loop: bool,
+    /// Where it is mounted.
+    pub(crate) folder: Option<PathBuf>,
+}
+
+/// The folder of one mounted disk.
+#[derive(Debug, Clone)]
+pub(crate) struct StateFolder(PathBuf);
+
+impl StateFolder {
+    /// Makes a new one, with a folder for the FUSE file system in it.
+    pub(crate) fn make(id: &str) -> Result<StateFolder, Failure> {
+        let path = root()?.join(id);
+        private_folder(&path)?;
+        private_folder(&path.join("fuse"))?;
+        Ok(StateFolder(path))
+    }
+
+    pub(crate) fn at(path: &Path) -> StateFolder {
+        StateFolder(path.to_owned())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn fuse(&self) -> PathBuf {
+        self.0.join("fuse")
+    }
+
+    /// The disk, as a file of the FUSE file system.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.fuse().join(disk_file::NAME)
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    /// How the server ended.
+    pub(crate) fn end(&self) -> PathBuf {
+        self.0.join("end")
+    }
+
+    /// Locked by the server as long as it runs.
+    fn lock(&self) -> PathBuf {
+        self.0.join("server.lock")
+    }
+
+    /// Taken by the server.
+    pub(crate) fn take_lock(&self) -> io::Result<File> {
+        let file = File::create(self.lock())?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(file)
+    }
+
+    /// Whether the server runs.
+    pub(crate) fn is_served(&self) -> bool {
+        let Ok(file) = File::open(self.lock()) else {
+            return false;
+        };
+        let lock = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
+        lock == Err(Errno::WOULDBLOCK)
+    }
+
+    pub(crate) fn save(&self, mounted: &Mounted) -> Result<(), Failure> {
+        let path = self.0.join("mounted.json");
+        let new = self.0.join("mounted.json.new");
+        let text = serde_json::to_vec(mounted).map_err(io::Error::other);
+        text.and_then(|text| fs::write(&new, text))
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|error| Failure::io(&path, "keep what is mounted", &error))
+    }
+
+    pub(crate) fn load(&self) -> Result<Mounted, Failure> {
+        let path = self.0.join("mounted.json");
+        fs::read(&path)
+            .and_then(|text| serde_json::from_slice(&text).map_err(io::Error::other))
+            .map_err(|error| Failure::io(&path, "read what is mounted", &error))
+    }
+
+    /// Removes it, when nothing is mounted any more.
+    pub(crate) fn remove(&self) -> Result<(), Failure> {
+        // Not recursively: were something mounted there, it would be emptied.
+        let removed = (|| {
+            fs::remove_dir(self.fuse())?;
+            for entry in fs::read_dir(&self.0)? {
+                fs::remove_file(entry?.path())?;
+            }
+            fs::remove_dir(&self.0)
+        })();
+        removed.map_err(|error| Failure::io(&self.0, "remove the folder of the mount", &error))
+    }
+}
+
+/// Where states are kept: they go with the mounts when the machine stops.
+fn root() -> Result<PathBuf, Failure> {
+    let runtime = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(folder) if Path::new(&folder).is_absolute() => PathBuf::from(folder),
+        _ => PathBuf::from("/run"),
+    };
+    let paddock = runtime.join("paddock");
+    match DirBuilder::new().mode(0o755).create(&paddock) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(Failure::io(&paddock, "make the folder", &error)),
+    }
+    let mounts = paddock.join("mounts");
+    match private_folder(&mounts) {
+        Err(_) if mounts.is_dir() => {}
+        made => made?,
+    }
+    let metadata = mounts
+        .symlink_metadata()
+        .map_err(|error| Failure::io(&mounts, "look at the folder", &error))?;
+    let own = metadata.is_dir()
+        && metadata.uid() == rustix::process::geteuid().as_raw()
+        && metadata.mode() & 0o077 == 0;
+    if !own {
+        return Err(Failure::wrong_use(format!(
+            "{}: expected a folder of this user with mode 0700; remove what is there",
+            mounts.display()
+        )));
+    }
+    Ok(mounts)
+}
+
+fn private_folder(path: &Path) -> Result<(), Failure> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| Failure::io(path, "make the folder", &error))
+}
+
+/// All that are mounted, in the order of their names.
+pub(crate) fn all() -> Result<Vec<(StateFolder, Mounted)>, Failure> {
+    let root = root()?;
+    let entries = fs::read_dir(&root).map_err(|error| Failure::io(&root, "list", &error))?;
+    let mut list = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| Failure::io(&root, "list", &error))?;
+        let folder = StateFolder(entry.path());
+        // One that is just being made, or unmade, has none.
+        if let Ok(mounted) = folder.load() {
+            list.push((folder, mounted));
+        }
+    }
+    list.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
+    Ok(list)
+}
