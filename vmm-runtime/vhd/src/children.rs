@@ -10,7 +10,8 @@ use crate::chain;
 use crate::error::OpenError;
 use crate::gate::Gate;
 use crate::image::{Refusal, Tuning, recognise};
-use crate::pool::{Pool, PoolError};
+use crate::pool::{Place, Pool, PoolError};
+use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
 /// The most files and folders that are looked at for children.
@@ -27,8 +28,8 @@ const MAX_DEPTH: usize = 16;
 /// folders deeper than 16: then nobody can say that there are no children.
 pub fn children(pool: &Pool, rel: impl AsRef<Path>) -> Result<Vec<PathBuf>, OpenError> {
     let rel = rel.as_ref();
-    let backing = open(pool, rel)?;
-    let found = recognise(&backing, Tuning::default())
+    let place = pool.place(rel)?;
+    let found = resize::fixed::recognise_at(&place, &open(&place)?)
         .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
     children_of(pool, rel, found.footer.unique_id)
 }
@@ -70,7 +71,7 @@ pub(crate) fn children_of(
                     )));
                 }
                 FileType::Directory => folders.push((path, depth + 1)),
-                FileType::RegularFile if parent_of(pool, &path)? == Some(unique_id) => {
+                FileType::RegularFile if parent_at(pool, &path)? == Some(unique_id) => {
                     list.push(path);
                 }
                 _ => {}
@@ -81,12 +82,21 @@ pub(crate) fn children_of(
     Ok(list)
 }
 
-/// The identity of the parent of what lies at `path`; `None` if that is no
-/// differencing disk, or damaged, or gone.
-fn parent_of(pool: &Pool, path: &Path) -> Result<Option<Uuid>, OpenError> {
+fn parent_at(pool: &Pool, path: &Path) -> Result<Option<Uuid>, OpenError> {
+    match pool.place(path) {
+        Ok(place) => parent_of(&place),
+        // Removed meanwhile.
+        Err(PoolError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The identity of the parent of what lies at `place`; `None` if that is no
+/// differencing disk, or damaged, or gone. Takes no lock.
+pub(crate) fn parent_of(place: &Place) -> Result<Option<Uuid>, OpenError> {
     let read = || -> Result<Option<Uuid>, OpenError> {
-        let backing = open(pool, path)?;
-        let refused = |refusal| OpenError::from_refusal(path, refusal);
+        let backing = open(place)?;
+        let refused = |refusal| OpenError::from_refusal(place.rel(), refusal);
         match recognise(&backing, Tuning::default()) {
             Ok(found) => {
                 let link = chain::read_link(&backing, &found).map_err(refused)?;
@@ -102,10 +112,10 @@ fn parent_of(pool: &Pool, path: &Path) -> Result<Option<Uuid>, OpenError> {
     }
 }
 
-fn open(pool: &Pool, rel: &Path) -> Result<Backing, OpenError> {
-    let file = File::from(pool.place(rel)?.open(OFlags::RDONLY)?);
+fn open(place: &Place) -> Result<Backing, OpenError> {
+    let file = File::from(place.open(OFlags::RDONLY)?);
     let gate = Gate::open();
     gate.close();
-    let name = rel.to_string_lossy();
+    let name = place.rel().to_string_lossy();
     Ok(Backing::new(Box::new(FileStorage::new(file)), gate, &name))
 }

@@ -1,15 +1,9 @@
 //! The children of a disk, as far as they lie beside it.
 
-use std::fs::File;
-
-use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use crate::chain;
-use crate::gate::Gate;
-use crate::image::{Tuning, recognise};
+use crate::children::parent_of;
 use crate::pool::{Place, PoolError};
-use crate::storage::{Backing, FileStorage};
 
 /// The most children that are named.
 const MOST: usize = 16;
@@ -22,19 +16,8 @@ pub(crate) fn children(disk: &Place, parent: Uuid) -> Result<Vec<String>, PoolEr
     let mut children = Vec::new();
     for name in disk.names()? {
         let place = disk.sibling(name?)?;
-        let Ok(file) = place.open(OFlags::RDONLY) else {
-            continue;
-        };
-        let gate = Gate::open();
-        gate.close();
-        let name = place.rel().to_string_lossy();
-        let backing = Backing::new(Box::new(FileStorage::new(File::from(file))), gate, &name);
-        let link = recognise(&backing, Tuning::default())
-            .and_then(|found| chain::read_link(&backing, &found));
-        if let Ok(Some(link)) = link
-            && link.unique_id == parent
-        {
-            children.push(name.into_owned());
+        if matches!(parent_of(&place), Ok(Some(found)) if found == parent) {
+            children.push(place.rel().to_string_lossy().into_owned());
             if children.len() == MOST {
                 break;
             }
