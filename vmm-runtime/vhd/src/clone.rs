@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::block::IoError;
 use crate::chain::{self, ParentLink};
+use crate::compact::refuse_cut_off;
 use crate::create::{CreateError, Names};
 use crate::error::OpenError;
 use crate::format::DiskType;
@@ -23,6 +24,7 @@ use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
 use crate::pool::Pool;
 use crate::reparent::write_parent;
+use crate::resize;
 use crate::storage::{Backing, FileStorage, next_data};
 
 /// What [`clone_disk`] makes.
@@ -79,8 +81,10 @@ pub fn clone_disk(
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<CloneReport, OperationError> {
     let (rel, target) = (rel.as_ref(), target.as_ref());
-    let (source, _lock) = lock::open_locked(&pool.place(rel)?, Mode::Shared)
+    let place = pool.place(rel)?;
+    let (source, _lock) = lock::open_locked(&place, Mode::Shared)
         .map_err(|error| OpenError::from_lock(rel, error))?;
+    refuse_cut_off(&place)?;
     let source = File::from(source);
     let to_source = |operation, source| OpenError::Io {
         path: rel.to_owned(),
@@ -102,6 +106,17 @@ pub fn clone_disk(
         &rel.to_string_lossy(),
     );
     let bad = |refusal: Refusal| OpenError::from_refusal(rel, refusal);
+    if resize::fixed::pending(&place, &backing)
+        .map_err(bad)?
+        .is_some()
+    {
+        return Err(OperationError::Refused {
+            path: rel.to_owned(),
+            reason:
+                "a resize of it was cut off; open it for writing, or resize it again, to end that"
+                    .to_owned(),
+        });
+    }
     let found = recognise(&backing, Tuning::default()).map_err(bad)?;
     let link = chain::read_link(&backing, &found).map_err(bad)?;
     let data = data_len(&source, len).map_err(|error| to_source("look for data", error))?;

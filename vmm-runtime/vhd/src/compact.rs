@@ -24,7 +24,8 @@ use crate::image::{Dynamic, Tuning, formatted_len, recognise};
 use crate::import::{Progress, is_zero};
 use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
-use crate::pool::Pool;
+use crate::pool::{Place, Pool};
+use crate::repair;
 use crate::storage::{Backing, FileStorage};
 
 /// How a disk is compacted.
@@ -94,6 +95,7 @@ pub fn compact(
     let (file, lock) = lock::open_locked(&place, Mode::Exclusive)
         .map_err(|error| OpenError::from_lock(rel, error))?;
     let file = File::from(file);
+    refuse_cut_off(&place)?;
     let old = file.metadata().map_err(system(rel, "look at the file"))?;
     let gate = Gate::open();
     gate.close();
@@ -204,6 +206,17 @@ pub fn compact(
             .blocks()
             .saturating_sub(metadata.blocks())
             .saturating_mul(512),
+    })
+}
+
+/// Refuses a disk that a repair has left half-way.
+pub(crate) fn refuse_cut_off(place: &Place) -> Result<(), OpenError> {
+    if !repair::journal::is_cut_off(place)? {
+        return Ok(());
+    }
+    Err(OpenError::Corrupt {
+        path: place.rel().to_owned(),
+        found: "a repair of it was cut off: repair it again, or undo that".to_owned(),
     })
 }
 
