@@ -229,8 +229,18 @@ pub(crate) fn is_descriptor(start: &[u8]) -> bool {
     start.starts_with(MAGIC.as_bytes())
 }
 
+/// What a file says if it is a descriptor.
+pub(crate) fn recognise(rel: &Path, file: &File) -> Result<Option<LinkedInfo>, OpenError> {
+    let mut start = [0; MAGIC.len()];
+    match file.read_exact_at(&mut start, 0) {
+        Ok(()) if is_descriptor(&start) => read(rel, file).map(Some),
+        // What can't be read is no descriptor; as a disk it will be told.
+        _ => Ok(None),
+    }
+}
+
 /// Reads a descriptor.
-pub(crate) fn read(rel: &Path, file: &File) -> Result<LinkedInfo, OpenError> {
+fn read(rel: &Path, file: &File) -> Result<LinkedInfo, OpenError> {
     let io = |source| OpenError::Io {
         path: rel.to_owned(),
         operation: "read the descriptor",

@@ -29,10 +29,13 @@ use std::path::PathBuf;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::block::IoError;
 use crate::gate::Gate;
 use crate::pool::{Place, PoolError};
+use crate::vhd::Access;
 
 pub(crate) use header::Record;
 pub use header::{LockOwner, LockOwnerError};
@@ -379,14 +382,16 @@ fn noted_holder(file: &mut File) -> String {
     }
 }
 
+// QEMU's bytes and permissions.
+const READ: i64 = 0;
+const WRITE: i64 = 1;
+const RESIZE: i64 = 3;
+const USED: i64 = 100;
+const UNSHARED: i64 = 200;
+
 /// Takes QEMU's locks on the disk's own file. They last as long as the open
 /// file description.
 fn lock_for_qemu(file: BorrowedFd<'_>, mode: Mode) -> Result<(), LockError> {
-    const READ: i64 = 0;
-    const WRITE: i64 = 1;
-    const RESIZE: i64 = 3;
-    const USED: i64 = 100;
-    const UNSHARED: i64 = 200;
     let uses: &[i64] = match mode {
         Mode::Shared => &[READ],
         Mode::Exclusive => &[READ, WRITE, RESIZE],
@@ -468,16 +473,87 @@ fn unlock(file: BorrowedFd<'_>) {
     let _ = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const request) };
 }
 
+/// Who has a disk, as its locks say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LockInfo {
+    /// How it is open just now; `None` if it isn't, as far as this host's
+    /// kernel knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open: Option<Access>,
+    /// Who has it open for writing, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The highest epoch in which an owner had it open for writing, see
+    /// [`LockOwner`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_epoch: Option<u64>,
+    /// The host of that owner, if it has not closed the disk: it has it, or
+    /// died with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The boot of that host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<Uuid>,
+}
+
+/// Looks who has the disk `place`, which is open as `file`, without taking a
+/// lock. What can't be found out is left out.
+pub(crate) fn look(place: &Place, file: BorrowedFd<'_>) -> LockInfo {
+    let mut info = LockInfo::default();
+    let lock = place.with_suffix(".lock").ok();
+    let lock = lock.and_then(|place| Some((place.open(OFlags::RDONLY).ok()?, place)));
+    if let Some((lock, place)) = lock {
+        let mut sidecar = Sidecar {
+            file: Some(lock.into()),
+            place,
+            owner: None,
+            disk: None,
+        };
+        if let Ok(Some(record)) = sidecar.record() {
+            info.disk_epoch = Some(record.disk_epoch);
+            (info.host, info.boot_id) = record.holder.unzip();
+        }
+        if let Some(file) = &mut sidecar.file {
+            info.open = conflict(file.as_fd(), 0, 0).ok().flatten();
+            if info.open == Some(Access::ReadWrite) {
+                info.by = Some(noted_holder(file));
+            }
+        }
+    }
+    if info.open.is_none() {
+        // Others know nothing of our file.
+        let used = |n| conflict(file, USED + n, 1).is_ok_and(|found| found.is_some());
+        info.open = if used(WRITE) || used(RESIZE) {
+            Some(Access::ReadWrite)
+        } else {
+            used(READ).then_some(Access::ReadOnly)
+        };
+        info.by = info.open.map(|_| "another program (QEMU?)".to_owned());
+    }
+    info
+}
+
 /// Whether an exclusive lock of one byte would be granted.
 fn is_free(file: BorrowedFd<'_>, byte: i64) -> io::Result<bool> {
-    let mut request = request(libc::F_WRLCK, byte, 1);
+    conflict(file, byte, 1).map(|found| found.is_none())
+}
+
+/// A lock by another on bytes, to the end of the file if `len` is 0: shared
+/// is for reading, exclusive for writing.
+fn conflict(file: BorrowedFd<'_>, start: i64, len: i64) -> io::Result<Option<Access>> {
+    let mut request = request(libc::F_WRLCK, start, len);
     // SAFETY: the descriptor is open for as long as it is borrowed, and
     // F_OFD_GETLK takes a pointer to a flock, which it may overwrite.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut request) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(c_int::from(request.l_type) == libc::F_UNLCK)
+    Ok(match c_int::from(request.l_type) {
+        libc::F_UNLCK => None,
+        libc::F_RDLCK => Some(Access::ReadOnly),
+        _ => Some(Access::ReadWrite),
+    })
 }
 
 /// Opens the disk `place` under both of its locks, unless another host has it.
@@ -598,6 +674,41 @@ mod tests {
             open_locked(&place, Mode::Exclusive),
             Err(LockError::Held(_))
         ));
+    }
+
+    #[test]
+    fn looking_at_them_takes_none() {
+        let (dir, place) = disk();
+        let info = || look(&place, File::open(dir.path().join("disk")).unwrap().as_fd());
+        assert_eq!(info(), LockInfo::default());
+        let reader = open_locked(&place, Mode::Shared).unwrap();
+        let expected = LockInfo {
+            open: Some(Access::ReadOnly),
+            ..LockInfo::default()
+        };
+        assert_eq!(info(), expected);
+        drop(reader);
+        let writer = open_locked(&place, Mode::Exclusive).unwrap();
+        let found = info();
+        assert_eq!(found.open, Some(Access::ReadWrite));
+        let by = found.by.unwrap();
+        let process = format!("process {} on ", std::process::id());
+        assert!(by.starts_with(&process), "{by}");
+        drop(writer);
+        assert_eq!(info(), LockInfo::default());
+        // QEMU has no lock file.
+        std::fs::remove_file(dir.path().join("disk.lock")).unwrap();
+        for (mode, access) in [
+            (Mode::Shared, Access::ReadOnly),
+            (Mode::Exclusive, Access::ReadWrite),
+        ] {
+            let file = place.open(OFlags::RDWR).unwrap();
+            lock_for_qemu(file.as_fd(), mode).unwrap();
+            let found = info();
+            assert_eq!(found.open, Some(access));
+            assert_eq!(found.by.as_deref(), Some("another program (QEMU?)"));
+        }
+        assert!(!dir.path().join("disk.lock").exists());
     }
 
     /// As a process has them that is being started.

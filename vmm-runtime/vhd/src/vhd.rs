@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::block::{BlockDevice, Extent, IoError};
@@ -21,7 +22,7 @@ use crate::resize;
 use crate::storage::{Backing, FileStorage};
 
 /// How a disk is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {
     /// Reading; other readers are welcome, writers are not.
     ReadOnly,

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use paddock_vhd::{
-    Access, BlockDevice, ChildOptions, CreateError, CreateOptions, DiskSize, DiskType, Gate,
-    IoErrorKind, MAX_CHAIN, OpenError, OpenErrorKind, ParentSearch, Pool, Vhd, inspect,
-    inspect_chain, remove,
+    Access, BlockDevice, ChildOptions, CreateError, CreateOptions, DiskGeometry, DiskSize,
+    DiskType, FooterState, Gate, IoErrorKind, MAX_CHAIN, OpenError, OpenErrorKind, ParentSearch,
+    Pool, Vhd, VhdInfo, inspect, inspect_chain, remove,
 };
 
 const MIB: u64 = 1 << 20;
@@ -142,6 +142,56 @@ fn what_it_says_of_its_parent() {
         .collect();
     assert_eq!(paths, ["b.vhd", "a/child.vhd", "bases/base.vhd"]);
     assert_eq!(chain[1].2, info);
+}
+
+#[test]
+fn everything_that_the_footers_say_is_told() {
+    let folder = Folder::new();
+    folder.base("base.vhd");
+    let path = folder.path("base.vhd");
+    let look = || inspect(&folder.pool, "base.vhd").unwrap();
+    let info = look();
+    let geometry = DiskGeometry {
+        cylinders: 240,
+        heads: 4,
+        sectors: 17,
+    };
+    assert_eq!(info.geometry, geometry);
+    assert_eq!((info.original_size, info.virtual_size), (8 * MIB, 8 * MIB));
+    let creator = (info.creator.as_str(), info.creator_version.as_str());
+    assert_eq!(creator, ("win", "10.0"));
+    let (good, lost) = (FooterState::Good, FooterState::Lost);
+    assert_eq!((info.head_footer, info.tail_footer), (Some(good), good));
+    assert_eq!((info.allocated_blocks, info.fragments), (Some(1), Some(1)));
+    let bytes = std::fs::read(&path).unwrap();
+    let mut broken = bytes.clone();
+    broken[100] ^= 1;
+    std::fs::write(&path, &broken).unwrap();
+    let info = look();
+    assert_eq!((info.head_footer, info.tail_footer), (Some(lost), good));
+    std::fs::write(&path, &bytes[..bytes.len() - 512]).unwrap();
+    let info = look();
+    assert_eq!((info.head_footer, info.tail_footer), (Some(good), lost));
+    // Looking restores nothing; opening for writing does.
+    folder
+        .open("base.vhd", Access::ReadWrite)
+        .unwrap()
+        .close()
+        .unwrap();
+    assert_eq!(look().tail_footer, good);
+    let json = serde_json::to_value(look()).unwrap();
+    assert_eq!(
+        (&json["geometry"]["heads"], &json["headFooter"]),
+        (&4.into(), &"Good".into())
+    );
+    let back: VhdInfo = serde_json::from_value(json).unwrap();
+    assert_eq!(back, look());
+    let size = DiskSize::from_bytes(MIB).unwrap();
+    let options = CreateOptions::new(DiskType::Fixed, size);
+    Vhd::create(&folder.pool, "fixed.vhd", &options).unwrap();
+    let fixed = inspect(&folder.pool, "fixed.vhd").unwrap();
+    assert_eq!((fixed.head_footer, fixed.tail_footer), (None, good));
+    assert_eq!((fixed.fragments, fixed.block_size), (None, None));
 }
 
 /// The bytes of the locators, as other programs read them.

@@ -13,7 +13,7 @@ use paddock_vhd::{
     Access, BlockDevice, ChildOptions, CloneOptions, CloneReport, CompactOptions, CompactReport,
     ConvertOptions, CreateOptions, DiskSize, DiskType, Gate, Linked, OpenError, OpenErrorKind,
     OperationError, ParentSearch, Pool, Progress, Vhd, check, children, clone_disk, compact,
-    import_linked, inspect, link,
+    import_linked, inspect, link, repair_in_place,
 };
 
 const MIB: u64 = 1 << 20;
@@ -208,6 +208,11 @@ fn zero_blocks_go_and_everything_else_stays() {
 fn defragmented_blocks_lie_in_the_order_of_the_disk() {
     let folder = Folder::new();
     let content = folder.content("disk.vhd");
+    let fragments = || inspect(&folder.pool, "disk.vhd").unwrap().fragments;
+    assert_eq!(fragments(), Some(5));
+    // The three that are left: 7, then 0 and 5.
+    folder.compact(&CompactOptions::default()).unwrap();
+    assert_eq!(fragments(), Some(2));
     let options = CompactOptions {
         defragment: true,
         ..CompactOptions::default()
@@ -217,6 +222,7 @@ fn defragmented_blocks_lie_in_the_order_of_the_disk() {
     assert_eq!((table[0], table[5], table[7]), (7, 7 + 4104, 7 + 2 * 4104));
     assert!(folder.content("disk.vhd") == content);
     folder.is_clean("disk.vhd");
+    assert_eq!(fragments(), Some(1));
 }
 
 #[test]
@@ -350,6 +356,30 @@ fn what_cannot_be_compacted_is_refused_with_the_reason() {
     assert!(inspect(&folder.pool, "disk.vhd").unwrap().saved_state);
     let reason = folder.refusal(&options);
     assert!(reason.contains("saved state"), "{reason}");
+}
+
+#[test]
+fn what_was_cut_off_is_ended_first() {
+    let folder = Folder::new();
+    // Two blocks at the same place.
+    let file = std::fs::File::options()
+        .write(true)
+        .open(folder.path("disk.vhd"))
+        .unwrap();
+    file.write_all_at(&7u32.to_be_bytes(), 1536 + 4).unwrap();
+    let mut stop = |_: Progress| ControlFlow::Break(());
+    repair_in_place(&folder.pool, "disk.vhd", &mut stop).unwrap_err();
+    let old = std::fs::read(folder.path("disk.vhd")).unwrap();
+    let cut_off = |error: OperationError| {
+        assert!(error.to_string().contains("was cut off"), "{error}");
+    };
+    cut_off(folder.compact(&CompactOptions::default()).unwrap_err());
+    cut_off(clone(&folder.pool, "disk.vhd", &folder.pool, "clone.vhd").unwrap_err());
+    assert!(std::fs::read(folder.path("disk.vhd")).unwrap() == old);
+    repair_in_place(&folder.pool, "disk.vhd", &mut go_on).unwrap();
+    clone(&folder.pool, "disk.vhd", &folder.pool, "clone.vhd").unwrap();
+    folder.compact(&CompactOptions::default()).unwrap();
+    folder.is_clean("disk.vhd");
 }
 
 #[test]

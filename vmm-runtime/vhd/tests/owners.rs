@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use paddock_vhd::{
     Access, BlockDevice, ChildOptions, CompactOptions, CreateOptions, DiskSize, DiskType, Gate,
-    LockOwner, OpenError, OpenErrorKind, OpenOptions, OperationError, Pool, Vhd, check, compact,
-    remove,
+    LockInfo, LockOwner, OpenError, OpenErrorKind, OpenOptions, OperationError, Pool, Vhd, check,
+    compact, inspect, remove,
 };
 use uuid::Uuid;
 
@@ -133,6 +133,46 @@ fn a_dead_hosts_disk_goes_to_a_higher_epoch_alone() {
         why.contains("epoch 6") && why.contains("node-a in epoch 5 is over"),
         "{why}"
     );
+}
+
+#[test]
+fn who_has_a_disk_is_told() {
+    let folder = Folder::new();
+    let lock = || inspect(&folder.pool, "disk.vhd").unwrap().lock;
+    assert_eq!(lock(), LockInfo::default());
+    let owner = owner(5, "node-a");
+    let disk = folder.open(WRITING, Some(&owner)).unwrap();
+    let found = lock();
+    let by = found.by.clone().unwrap();
+    let process = format!("process {} on ", std::process::id());
+    assert!(by.starts_with(&process), "{by}");
+    let held = LockInfo {
+        open: Some(WRITING),
+        by: Some(by),
+        disk_epoch: Some(5),
+        host: Some("node-a".to_owned()),
+        boot_id: Some(owner.boot_id()),
+    };
+    assert_eq!(found, held);
+    let json = serde_json::to_value(&found).unwrap();
+    assert_eq!(
+        (&json["open"], &json["diskEpoch"]),
+        (&"ReadWrite".into(), &5.into())
+    );
+    disk.close().unwrap();
+    let free = LockInfo {
+        disk_epoch: Some(5),
+        ..LockInfo::default()
+    };
+    assert_eq!(lock(), free);
+    // Of a host that died it is told as well.
+    folder.crash("disk.vhd", &owner);
+    let dead = LockInfo {
+        open: None,
+        by: None,
+        ..held
+    };
+    assert_eq!(lock(), dead);
 }
 
 #[test]

@@ -207,6 +207,15 @@ impl Footer {
         time(self.timestamp)
     }
 
+    /// The version of the creating application: major and minor.
+    pub(crate) fn creator_version_name(&self) -> String {
+        format!(
+            "{}.{}",
+            self.creator_version >> 16,
+            self.creator_version & 0xffff
+        )
+    }
+
     /// The creating application, without the spaces and zeros it is padded
     /// with, and with a dot for what is not printable.
     pub(crate) fn creator_name(&self) -> String {
@@ -292,6 +301,7 @@ mod tests {
             UNIX_EPOCH + Duration::from_secs(946_684_877)
         );
         assert_eq!(footer().creator_name(), "win");
+        assert_eq!(footer().creator_version_name(), "10.0");
     }
 
     #[test]

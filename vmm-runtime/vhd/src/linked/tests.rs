@@ -16,6 +16,7 @@ use crate::convert::ConvertOptions;
 use crate::error::{OpenError, OpenErrorKind};
 use crate::format::DiskType;
 use crate::gate::Gate;
+use crate::inspect::inspect;
 use crate::operation::OperationError;
 use crate::pool::Pool;
 use crate::remove::remove;
@@ -172,7 +173,7 @@ fn only_names_that_stay_are_linked() {
 #[test]
 fn it_is_no_disk_to_anybody_else() {
     let host = Host::new();
-    host.link(&host.disk()).unwrap();
+    let info = host.link(&host.disk()).unwrap();
     for access in [Access::ReadOnly, Access::ReadWrite] {
         let error = Vhd::open(&host.pool, "a/linked", access, Gate::open()).unwrap_err();
         assert_eq!(error.kind(), OpenErrorKind::Unsupported);
@@ -181,6 +182,11 @@ fn it_is_no_disk_to_anybody_else() {
             "{error}"
         );
     }
+    let found = inspect(&host.pool, "a/linked").unwrap();
+    assert_eq!(found.linked, Some(info.clone()));
+    assert_eq!((found.virtual_size, found.parent), (info.size, None));
+    let json = serde_json::to_value(inspect(&host.pool, "a/linked").unwrap()).unwrap();
+    assert_eq!(json["linked"]["size"], info.size);
     remove(&host.pool, "a/linked").unwrap();
     let left = fs::read_dir(host.dir.path().join("pool/a"))
         .unwrap()
@@ -208,6 +214,8 @@ fn a_descriptor_that_was_changed_is_refused() {
     assert!(parse(&[&bytes[..], &[b'x'; 4096]].concat()).is_err());
     fs::write(host.descriptor(), &bytes[..100]).unwrap();
     assert_eq!(host.open().unwrap_err().kind(), OpenErrorKind::Corrupt);
+    let error = inspect(&host.pool, "a/linked").unwrap_err();
+    assert_eq!(error.kind(), OpenErrorKind::Corrupt);
     fs::write(host.descriptor(), "something else").unwrap();
     assert_eq!(host.open().unwrap_err().kind(), OpenErrorKind::Unsupported);
     let newer = b"paddock linked disk, version 2\nwhatever\n";
