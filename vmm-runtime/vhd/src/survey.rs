@@ -45,6 +45,9 @@ pub(crate) enum Left {
     New,
 }
 
+/// Judges the bytes of a file.
+pub(crate) type Look<'a> = dyn Fn(Vec<u8>, &mut Random) -> Result<Left, String> + 'a;
+
 /// Does `change` to a file that holds `base`, and lets `look` judge what is
 /// left: after a crash before each of its operations and behind the last,
 /// with some of what was not synced; and where each of its calls in turn fails
@@ -57,7 +60,7 @@ pub(crate) fn survey(
     seed: u64,
     base: &[u8],
     change: &dyn Fn(&FaultStorage) -> Result<(), String>,
-    look: &dyn Fn(Vec<u8>, &mut Random) -> Result<Left, String>,
+    look: &Look<'_>,
 ) -> Result<usize, String> {
     let mut random = Random::new(seed ^ 0xc0ffee);
     let storage = FaultStorage::new(base.to_vec(), BTreeMap::new());
