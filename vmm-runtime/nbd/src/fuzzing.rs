@@ -223,12 +223,9 @@ fn verify(request: &Request, session: &Session, reply: &[u8]) {
             0
         }
     ];
+    let start = request.offset.min(SIZE - expected.len() as u64);
     let disk = &session.export.disk;
-    disk.read_at(
-        &mut expected,
-        request.offset.min(SIZE - expected.len() as u64),
-    )
-    .expect("in range");
+    disk.read_at(&mut expected, start).expect("in range");
     let mut next = request.offset;
     loop {
         assert_eq!(fields.u32(), Some(0x668e_33ef));
