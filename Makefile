@@ -35,6 +35,10 @@ test-e2e: ## Only the end-to-end tests (NAME=part of a test's name)
 bench: ## Figures of apply, steady state and guests: JSON under target/bench and a table
 	@e2e/bench.sh
 
+.PHONY: bench-vhd
+bench-vhd: ## Figures of the vhd command beside QEMU: target/bench/vhd.json and a table (BENCH=--quick: to see that it works)
+	@e2e/bench-vhd.sh $(BENCH)
+
 .PHONY: lint
 lint: ## Formatting, clippy, licences and sources, generated files
 	@e2e/lint.sh

@@ -1,0 +1,111 @@
+//! fio as a client.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::programs::Server;
+
+/// What the client does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// randread, randwrite, read, write, randrw.
+    pub pattern: &'static str,
+    /// Of each request, in bytes.
+    pub block: u64,
+    /// Requests begin at multiples of this, in bytes.
+    pub align: u64,
+    /// Requests at a time.
+    pub depth: u32,
+    /// Bytes of the disk that are used, from its start.
+    pub span: u64,
+    /// When it ends.
+    pub until: Until,
+}
+
+/// When a client ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Until {
+    Seconds(u32),
+    Requests(u64),
+}
+
+impl Load {
+    /// Requests of 4 KiB anywhere in the first `span` bytes.
+    pub fn small(pattern: &'static str, depth: u32, span: u64, seconds: u32) -> Self {
+        Load {
+            pattern,
+            block: 4096,
+            align: 4096,
+            depth,
+            span,
+            until: Until::Seconds(seconds),
+        }
+    }
+}
+
+/// Requests per second.
+pub(crate) fn run(server: &Server, load: Load, folder: &Path) -> Result<f64> {
+    let output = folder.join("fio.json");
+    let mut command = Command::new("fio");
+    command
+        .args(["--name=bench", "--ioengine=nbd", "--output-format=json"])
+        .args(["--norandommap", "--randrepeat=0", "--group_reporting"])
+        .arg(format!("--output={}", output.display()))
+        .arg(format!("--uri={}", server.uri()))
+        .arg(format!("--rw={}", load.pattern))
+        .arg(format!("--bs={}", load.block))
+        .arg(format!("--blockalign={}", load.align))
+        .arg(format!("--iodepth={}", load.depth))
+        .arg(format!("--size={}", load.span))
+        .current_dir(folder);
+    match load.until {
+        Until::Seconds(seconds) => {
+            command.args(["--time_based".to_owned(), format!("--runtime={seconds}")])
+        }
+        Until::Requests(count) => command.arg(format!("--number_ios={count}")),
+    };
+    let ended = command.output().context("starting fio")?;
+    ensure!(
+        ended.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+    let said = std::fs::read_to_string(&output)
+        .with_context(|| format!("reading {}", output.display()))?;
+    iops(&said).with_context(|| format!("{command:?}"))
+}
+
+/// Reads and writes per second of the only job.
+fn iops(said: &str) -> Result<f64> {
+    // A client may have something to say before fio begins.
+    let start = said.find('{').context("no JSON in fio's report")?;
+    let report: Value = serde_json::from_str(said.get(start..).unwrap_or_default())?;
+    let job = &report["jobs"][0];
+    ensure!(job["error"] == 0, "fio found error {}", job["error"]);
+    let rate = |what: &str| job[what]["iops"].as_f64().context("no figure from fio");
+    let all = rate("read")? + rate("write")?;
+    ensure!(all > 0.0, "fio did nothing");
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_found_behind_what_else_is_said() {
+        let said = r#"nbd: connected
+            {"jobs": [{"error": 0, "read": {"iops": 10.5}, "write": {"iops": 2}}]}"#;
+        assert_eq!(iops(said).unwrap(), 12.5);
+        assert!(iops("nothing").is_err());
+        assert!(
+            iops(r#"{"jobs": [{"error": 5, "read": {"iops": 1}, "write": {"iops": 0}}]}"#).is_err()
+        );
+        assert!(
+            iops(r#"{"jobs": [{"error": 0, "read": {"iops": 0}, "write": {"iops": 0}}]}"#).is_err()
+        );
+    }
+}

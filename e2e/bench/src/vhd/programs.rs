@@ -1,0 +1,210 @@
+//! The programs that are measured.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::files::sync;
+
+/// How long a server may take to start, and to stop.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Where they are.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    vhd: PathBuf,
+}
+
+/// A file and who reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// `vhd serve`
+    Vhd,
+    /// `vhd serve --read-only`
+    VhdReadOnly,
+    /// `vhd serve --from raw`
+    VhdRaw,
+    /// `qemu-nbd -f vpc`, `qcow2`, `raw`
+    Qemu(&'static str),
+}
+
+/// A program that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    pub seconds: f64,
+    pub peak_mebibytes: f64,
+}
+
+impl Programs {
+    pub fn new(vhd: &Path) -> Result<Self> {
+        let vhd = vhd
+            .canonicalize()
+            .with_context(|| format!("{}: build it, `make bench-vhd` does", vhd.display()))?;
+        for tool in ["fio", "qemu-img", "qemu-nbd"] {
+            let found = Command::new(tool).arg("--version").output();
+            ensure!(
+                found.is_ok_and(|output| output.status.success()),
+                "{tool} is missing: `make prepare` installs it"
+            );
+        }
+        Ok(Programs { vhd })
+    }
+
+    pub fn qemu_version(&self) -> String {
+        let output = Command::new("qemu-img").arg("--version").output();
+        let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let said = said.unwrap_or_default();
+        said.lines().next().unwrap_or("QEMU").to_owned()
+    }
+
+    /// `vhd` with these arguments.
+    pub fn vhd<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new(&self.vhd);
+        command.arg("--quiet").args(arguments);
+        command
+    }
+
+    /// Serves `file` at `socket`.
+    pub fn serve(&self, reader: Reader, file: &Path, socket: &Path) -> Result<Server> {
+        let mut command = match reader {
+            Reader::Vhd => self.vhd(["serve"]),
+            Reader::VhdReadOnly => self.vhd(["serve", "--read-only"]),
+            Reader::VhdRaw => self.vhd(["serve", "--from", "raw"]),
+            Reader::Qemu(format) => {
+                let mut command = Command::new("qemu-nbd");
+                // As many clients as come, as long as the bench likes; the page cache, as ours.
+                command.args(["--persistent", "--shared=16", "--cache=writeback"]);
+                command.args(["--discard=unmap", "--format", format]);
+                command
+            }
+        };
+        command.arg("--socket").arg(socket).arg(file);
+        Server::start(command, socket, file)
+    }
+}
+
+/// Runs a program to its end. It must succeed.
+pub(crate) fn run(command: &mut Command) -> Result<Ended> {
+    let started = Instant::now();
+    let mut child = Running::start(command)?;
+    let mut peak = 0.0;
+    let status = loop {
+        // Before it is asked whether it has ended: then there is nothing left to see.
+        peak = peak_mebibytes(&child.0).unwrap_or(0.0).max(peak);
+        match child.0.try_wait().context("waiting")? {
+            Some(status) => break status,
+            None => thread::sleep(PAUSE),
+        }
+    };
+    ensure!(status.success(), "{command:?} failed: {status}");
+    Ok(Ended {
+        seconds: started.elapsed().as_secs_f64(),
+        peak_mebibytes: peak,
+    })
+}
+
+/// Killed with this value.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting {command:?}"))?;
+        Ok(Running(child))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The most memory it has had so far, as the kernel counts it.
+fn peak_mebibytes(child: &Child) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes / 1024.0)
+}
+
+/// A disk that is served, until this value is dropped or stopped.
+pub(crate) struct Server {
+    child: Running,
+    socket: PathBuf,
+    file: PathBuf,
+}
+
+impl Server {
+    fn start(mut command: Command, socket: &Path, file: &Path) -> Result<Self> {
+        let mut child = Running::start(&mut command)?;
+        let deadline = Instant::now() + PATIENCE;
+        while greet(socket).is_err() {
+            if let Some(status) = child.0.try_wait().context("waiting")? {
+                bail!("{command:?} ended: {status}");
+            }
+            ensure!(Instant::now() < deadline, "{command:?} does not serve");
+            thread::sleep(PAUSE);
+        }
+        Ok(Server {
+            child,
+            socket: socket.to_owned(),
+            file: file.to_owned(),
+        })
+    }
+
+    /// For clients. The empty name is the only export of either server.
+    pub fn uri(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.socket.display())
+    }
+
+    pub fn peak_mebibytes(&self) -> Result<f64> {
+        peak_mebibytes(&self.child.0).context("the server has ended")
+    }
+
+    /// Ends it in good order, and makes the file durable.
+    pub fn stop(mut self) -> Result<()> {
+        let pid = i32::try_from(self.child.0.id())
+            .ok()
+            .and_then(Pid::from_raw);
+        kill_process(pid.context("no such process")?, Signal::TERM).context("stopping")?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.child.0.try_wait().context("waiting")?.is_none() {
+            ensure!(Instant::now() < deadline, "a server does not stop");
+            thread::sleep(PAUSE);
+        }
+        let _ = fs::remove_file(&self.socket);
+        sync(&self.file)
+    }
+}
+
+/// Connects, and gives up in good order, as a client may in the handshake (`NBD_OPT_ABORT`).
+fn greet(socket: &Path) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.read_exact(&mut [0; 18])?;
+    stream.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x02\0\0\0\0")?;
+    stream.read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// Reads a file once, so that everybody finds it in the page cache.
+pub(crate) fn warm(path: &Path) -> Result<()> {
+    let read = || std::io::copy(&mut File::open(path)?, &mut std::io::sink());
+    read().with_context(|| format!("reading {}", path.display()))?;
+    Ok(())
+}

@@ -1,0 +1,363 @@
+//! What is measured, and what it should reach.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use crate::Scale;
+use crate::files::{Files, sync};
+use crate::fio::{self, Load, Until};
+use crate::full_disk;
+use crate::programs::{Ended, Programs, Reader, Server, run, warm};
+use crate::rows::{Goal, Table};
+
+// The contenders.
+const VHD: &str = "vhd";
+const VHD_RAW: &str = "vhd raw";
+const VHD_SINGLE: &str = "vhd single";
+const QEMU_VPC: &str = "qemu vpc";
+const QEMU_QCOW2: &str = "qemu qcow2";
+const QEMU_RAW: &str = "qemu raw";
+const QEMU_IMG: &str = "qemu-img";
+
+/// Disks of a chain, the first one included.
+const CHAIN: u32 = 10;
+const MIB: u64 = 1 << 20;
+/// A block of a dynamic disk: a write to another one allocates.
+const BLOCK: u64 = 2 * MIB;
+
+/// All tables whose name contains `only`.
+pub(crate) fn measure(
+    programs: &Programs,
+    files: &Files,
+    scale: Scale,
+    only: &str,
+) -> Result<Vec<Table>> {
+    let mut bench = Bench {
+        programs,
+        files,
+        scale,
+        only,
+        tables: Vec::new(),
+    };
+    bench.served_disks()?;
+    bench.allocations()?;
+    bench.chain()?;
+    bench.conversions()?;
+    bench.full_disk()?;
+    Ok(bench.tables)
+}
+
+struct Bench<'a> {
+    programs: &'a Programs,
+    files: &'a Files,
+    scale: Scale,
+    only: &'a str,
+    tables: Vec<Table>,
+}
+
+impl<'a> Bench<'a> {
+    fn wants(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| name.contains(self.only))
+    }
+
+    /// Measures one table, if it is wanted, and shows it at once.
+    fn add(
+        &mut self,
+        name: &str,
+        unit: &'static str,
+        contenders: &[&'static str],
+        goals: &[Goal],
+        measure: impl FnMut(&'static str) -> Result<f64>,
+    ) -> Result<()> {
+        if self.wants(&[name]) {
+            let rounds = self.scale.rounds;
+            let table = Table::measure(name, unit, rounds, contenders, goals, measure)?;
+            eprint!("{table}");
+            self.tables.push(table);
+        }
+        Ok(())
+    }
+
+    /// A disk that was made out of another: `vhd convert` with these arguments.
+    fn convert(&self, arguments: &[&str], source: &Path, name: &str) -> Result<PathBuf> {
+        let target = self.files.path(name);
+        let mut command = self.programs.vhd(["convert"]);
+        run(command.args(arguments).arg(source).arg(&target))?;
+        Ok(target)
+    }
+
+    /// Reading and overwriting what is there, in the page cache.
+    fn served_disks(&mut self) -> Result<()> {
+        let small = [
+            ("4k random overwrite, depth 1", "randwrite", 1),
+            ("4k random overwrite, depth 32", "randwrite", 32),
+            ("4k random read, depth 1", "randread", 1),
+            ("4k random read, depth 32", "randread", 32),
+        ];
+        let sequential = "1 MiB sequential read, depth 4";
+        if !self.wants(&small.map(|(name, ..)| name)) && !self.wants(&[sequential]) {
+            return Ok(());
+        }
+        let Scale { size, seconds, .. } = self.scale;
+        self.files.need(3 * size + 256 * MIB)?;
+        let raw = self.files.random("served.img", size, false)?;
+        let to_dynamic = ["--from", "raw", "--to", "dynamic"];
+        let vhd = self.convert(&to_dynamic, &raw, "served.vhd")?;
+        let vpc = self.files.path("served.vpc");
+        run(&mut qemu_convert("raw", &raw, "vpc", &vpc))?;
+        for path in [&raw, &vhd, &vpc] {
+            sync(path)?;
+            warm(path)?;
+        }
+        let serve = Serve {
+            programs: self.programs,
+            files: self.files,
+        };
+        let of = |who: &str| match who {
+            VHD => (Reader::Vhd, &vhd),
+            VHD_RAW => (Reader::VhdRaw, &raw),
+            QEMU_VPC => (Reader::Qemu("vpc"), &vpc),
+            _ => (Reader::Qemu("raw"), &raw),
+        };
+        let contenders = [VHD, VHD_RAW, QEMU_VPC, QEMU_RAW];
+        for (name, pattern, depth) in small {
+            let goals: &[Goal] = match (pattern, depth) {
+                ("randwrite", 32) => &[Goal::AtLeast(10.0, QEMU_VPC), Goal::AtLeast(0.8, VHD_RAW)],
+                ("randwrite", _) => &[Goal::AtLeast(0.8, VHD_RAW)],
+                _ => &[Goal::AtLeast(0.9, VHD_RAW)],
+            };
+            let load = Load::small(pattern, depth, size, seconds);
+            self.add(name, "IOPS", &contenders, goals, |who| {
+                let (reader, file) = of(who);
+                serve.to_fio(reader, file, load)
+            })?;
+        }
+        let load = Load {
+            pattern: "read",
+            block: MIB,
+            align: MIB,
+            ..Load::small("read", 4, size, seconds)
+        };
+        let goals = [Goal::AtLeast(0.9, VHD_RAW)];
+        self.add(sequential, "MiB/s", &contenders, &goals, |who| {
+            let (reader, file) = of(who);
+            serve.to_fio(reader, file, load)
+        })?;
+        ["served.img", "served.vhd", "served.vpc"]
+            .iter()
+            .try_for_each(|name| self.files.remove(name))
+    }
+
+    /// Writes to empty disks, each to another block of 2 MiB.
+    fn allocations(&mut self) -> Result<()> {
+        let name = "4k random write that allocates, depth 32";
+        if !self.wants(&[name]) {
+            return Ok(());
+        }
+        let (programs, files) = (self.programs, self.files);
+        let serve = Serve { programs, files };
+        let count = self.scale.allocations;
+        // More blocks than writes: few meet the same one.
+        let span = 8 * count * BLOCK;
+        let load = Load {
+            align: BLOCK,
+            until: Until::Requests(count),
+            ..Load::small("randwrite", 32, span, 1)
+        };
+        let size = span.to_string();
+        let goals = [Goal::AtLeast(3.0, QEMU_VPC), Goal::Past(QEMU_QCOW2)];
+        self.add(name, "IOPS", &[VHD, QEMU_VPC, QEMU_QCOW2], &goals, |who| {
+            let file = files.path("empty");
+            let reader = match who {
+                VHD => Reader::Vhd,
+                QEMU_VPC => Reader::Qemu("vpc"),
+                _ => Reader::Qemu("qcow2"),
+            };
+            match reader {
+                Reader::Qemu(format) => {
+                    let mut command = Command::new("qemu-img");
+                    command.args(["create", "-q", "-f", format]).arg(&file);
+                    run(command.arg(&size))?
+                }
+                _ => {
+                    let mut command = programs.vhd(["create", "--type", "dynamic"]);
+                    run(command.args(["--size", &size]).arg(&file))?
+                }
+            };
+            sync(&file)?;
+            let rate = serve.to_fio(reader, &file, load)?;
+            files.remove("empty")?;
+            Ok(rate)
+        })
+    }
+
+    /// Ten disks, of which each of the nine upper ones has written a tenth of what is read.
+    fn chain(&mut self) -> Result<()> {
+        let names = [
+            ("chain of 10, 4k random read, depth 1", 1),
+            ("chain of 10, 4k random read, depth 32", 32),
+        ];
+        if !self.wants(&names.map(|(name, _)| name)) {
+            return Ok(());
+        }
+        let Scale { size, seconds, .. } = self.scale;
+        self.files.need(3 * size + 256 * MIB)?;
+        let serve = Serve {
+            programs: self.programs,
+            files: self.files,
+        };
+        let raw = self.files.random("chain.img", size, false)?;
+        let to_dynamic = ["--from", "raw", "--to", "dynamic"];
+        let single = self.convert(&to_dynamic, &raw, "chain-0.vhd")?;
+        self.files.remove("chain.img")?;
+        let mut top = single.clone();
+        for level in 1..CHAIN {
+            let child = self.files.path(&format!("chain-{level}.vhd"));
+            let mut create = self
+                .programs
+                .vhd(["create", "--type", "differencing", "--parent"]);
+            run(create.arg(&top).arg(&child))?;
+            let load = Load {
+                block: 64 << 10,
+                align: 64 << 10,
+                until: Until::Requests(size / u64::from(CHAIN) / (64 << 10)),
+                ..Load::small("randwrite", 32, size, seconds)
+            };
+            serve.to_fio(Reader::Vhd, &child, load)?;
+            top = child;
+        }
+        for level in 0..CHAIN {
+            warm(&self.files.path(&format!("chain-{level}.vhd")))?;
+        }
+        let goals = [Goal::AtLeast(0.8, VHD_SINGLE)];
+        for (name, depth) in names {
+            let load = Load::small("randread", depth, size, seconds);
+            self.add(name, "IOPS", &[VHD, VHD_SINGLE], &goals, |who| {
+                let file = if who == VHD { &top } else { &single };
+                // The single disk is a parent, which must not change.
+                serve.to_fio(Reader::VhdReadOnly, file, load)
+            })?;
+        }
+        (0..CHAIN).try_for_each(|level| self.files.remove(&format!("chain-{level}.vhd")))
+    }
+
+    /// A raw image to a dynamic disk and back, until it is durable.
+    fn conversions(&mut self) -> Result<()> {
+        let (there, back) = ("raw to dynamic, with sync", "dynamic to raw, with sync");
+        if !self.wants(&[there, back]) {
+            return Ok(());
+        }
+        let (programs, files) = (self.programs, self.files);
+        let size = self.scale.convert_size;
+        self.files.need(2 * size + 256 * MIB)?;
+        let raw = files.random("source.img", size, true)?;
+        let to_dynamic = ["convert", "--from", "raw", "--to", "dynamic"];
+        let timed = |mut command: Command, target: &Path| {
+            let started = Instant::now();
+            run(&mut command)?;
+            sync(target)?;
+            let seconds = started.elapsed().as_secs_f64();
+            files.remove("target")?;
+            Ok(seconds)
+        };
+        let target = files.path("target");
+        let goals = [Goal::AtMost(1.0, QEMU_IMG)];
+        self.add(there, "s", &[VHD, QEMU_IMG], &goals, |who| {
+            warm(&raw)?;
+            let mut command = programs.vhd(to_dynamic);
+            command.arg(&raw).arg(&target);
+            match who {
+                VHD => timed(command, &target),
+                _ => timed(qemu_convert("raw", &raw, "vpc", &target), &target),
+            }
+        })?;
+        let vhd = self.convert(&to_dynamic[1..], &raw, "source.vhd")?;
+        files.remove("source.img")?;
+        let goals = [Goal::AtMost(0.8, QEMU_IMG)];
+        self.add(back, "s", &[VHD, QEMU_IMG], &goals, |who| {
+            warm(&vhd)?;
+            let mut command = programs.vhd(["convert", "--to", "raw"]);
+            command.arg(&vhd).arg(&target);
+            match who {
+                VHD => timed(command, &target),
+                _ => timed(qemu_convert("vpc", &vhd, "raw", &target), &target),
+            }
+        })?;
+        files.remove("source.vhd")
+    }
+
+    /// The largest disk there is, all of it allocated.
+    fn full_disk(&mut self) -> Result<()> {
+        let seconds = "check of a full disk of 2040 GiB, time";
+        let memory = "check of a full disk of 2040 GiB, peak memory";
+        let served = "serving a full disk of 2040 GiB, peak memory";
+        if !self.wants(&[seconds, memory, served]) {
+            return Ok(());
+        }
+        let (programs, files) = (self.programs, self.files);
+        files.need(1024 * MIB)?;
+        let disk = files.path("full.vhd");
+        let mut create = programs.vhd(["create", "--type", "dynamic", "--size"]);
+        run(create.arg(full_disk::SIZE).arg(&disk))?;
+        full_disk::allocate_all(&disk)?;
+        let check = || -> Result<Ended> { run(programs.vhd(["check"]).arg(&disk)) };
+        self.add(seconds, "s", &[VHD], &[], |_| Ok(check()?.seconds))?;
+        self.add(memory, "MiB", &[VHD], &[], |_| Ok(check()?.peak_mebibytes))?;
+        let serve = Serve { programs, files };
+        let pause = self.scale.seconds;
+        self.add(served, "MiB", &[VHD], &[Goal::Within(40.0)], |_| {
+            let server = serve.at_socket(Reader::Vhd, &disk)?;
+            for (pattern, depth) in [("randread", 32), ("randrw", 32)] {
+                let load = Load::small(pattern, depth, full_disk::SIZE_BYTES, pause);
+                fio::run(&server, load, &files.path(""))?;
+            }
+            let load = Load {
+                block: MIB,
+                align: MIB,
+                ..Load::small("read", 16, full_disk::SIZE_BYTES, pause)
+            };
+            fio::run(&server, load, &files.path(""))?;
+            let peak = server.peak_mebibytes()?;
+            ensure!(peak > 0.0, "the server has no memory");
+            server.stop()?;
+            Ok(peak)
+        })?;
+        files.remove("full.vhd")
+    }
+}
+
+/// Servers of the bench's disks.
+#[derive(Clone, Copy)]
+struct Serve<'a> {
+    programs: &'a Programs,
+    files: &'a Files,
+}
+
+impl Serve<'_> {
+    fn at_socket(self, reader: Reader, file: &Path) -> Result<Server> {
+        self.programs
+            .serve(reader, file, &self.files.path("socket"))
+    }
+
+    /// A server of its own for one client; what the client gets.
+    fn to_fio(self, reader: Reader, file: &Path, load: Load) -> Result<f64> {
+        let server = self.at_socket(reader, file)?;
+        let rate = fio::run(&server, load, &self.files.path(""))?;
+        server.stop()?;
+        Ok(rate)
+    }
+}
+
+fn qemu_convert(from: &str, source: &Path, to: &str, target: &Path) -> Command {
+    let mut command = Command::new("qemu-img");
+    command.args(["convert", "-f", from, "-O", to]);
+    if to == "vpc" {
+        // The exact size, not one rounded to cylinders.
+        command.args(["-o", "subformat=dynamic,force_size=on"]);
+    }
+    command.arg(source).arg(target);
+    command
+}
