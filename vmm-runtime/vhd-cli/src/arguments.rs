@@ -44,47 +44,28 @@ impl Arguments {
     }
 }
 
-/// The subcommands.
+/// The subcommands. Their arguments have the texts of the help.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a new disk
     Create(create::Arguments),
-    /// Tell what a disk says of itself
     Info(info::Arguments),
-    /// Look for damage, without changing anything
     Check(check::Arguments),
-    /// Save what is left of a damaged disk
     Repair(repair::Arguments),
-    /// Copy what a disk shows into a new disk or a raw image
     Convert(convert::Arguments),
-    /// Merge a differencing disk into its parent, or its chain into a new disk
     Merge(merge::Arguments),
-    /// Make the file of a dynamic disk smaller
     Compact(compact::Arguments),
-    /// Give a disk another size
     Resize(resize::Arguments),
-    /// Make the same disk again, with an identity of its own
     Clone(clone::Arguments),
-    /// Reconnect a differencing disk to its parent
     Reparent(reparent::Arguments),
-    /// Start, commit or discard changes that go to an undo disk
     Undo(undo::Arguments),
-    /// Serve a disk to NBD clients
     Serve(serve::Arguments),
-    /// Make a disk a device of this machine, and mount a volume of it
     Mount(mount::Arguments),
-    /// Unmount a disk and unplug it
     Unmount(unmount::Arguments),
-    /// List the disks that are mounted
     Mounts(mounts::Arguments),
-    /// List what is stored where on a disk
     Map(map::Arguments),
-    /// Compare what two disks show
     Compare(compare::Arguments),
-    /// Hold a disk that is mounted
     #[command(hide = true)]
     MountServer(server::Arguments),
-    /// Write manual pages and shell completions
     #[command(hide = true)]
     Generate(generate::Arguments),
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use paddock_nbd::ServeError;
@@ -131,7 +131,7 @@ impl Failure {
         self
     }
 
-    fn hinting(mut self, hint: &'static str) -> Failure {
+    pub(crate) fn hinting(mut self, hint: &'static str) -> Failure {
         self.hint = Some(hint);
         self
     }
@@ -167,8 +167,30 @@ impl From<PoolError> for Failure {
     }
 }
 
+/// A parent is named from the folder in which it was found, and most are found
+/// from the root: for people that is a path of its own.
+fn from_the_root(path: &mut PathBuf) {
+    let rooted = Path::new("/").join(&path);
+    if !path.exists() && rooted.exists() {
+        *path = rooted;
+    }
+}
+
 impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Failure {
+    fn from(mut error: OpenError) -> Failure {
+        match &mut error {
+            OpenError::ParentMismatch { path, parent, .. }
+            | OpenError::ParentChanged { path, parent, .. } => {
+                from_the_root(path);
+                from_the_root(parent);
+            }
+            OpenError::InUse { path, .. }
+            | OpenError::Corrupt { path, .. }
+            | OpenError::Unsupported { path, .. }
+            | OpenError::ParentNotFound { path, .. }
+            | OpenError::Io { path, .. } => from_the_root(path),
+            _ => {}
+        }
         let exit = match &error {
             OpenError::InUse { .. } => Exit::Busy,
             OpenError::Corrupt { .. }

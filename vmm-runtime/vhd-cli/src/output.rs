@@ -1,6 +1,7 @@
 //! What the command writes, for people or as JSON.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -28,6 +29,19 @@ impl Output {
         }
     }
 
+    /// Begins a list that was asked for and may be too long to be kept.
+    pub(crate) fn list(&self, title: &str) -> List {
+        let mut list = List {
+            json: self.json,
+            stdout: BufWriter::new(io::stdout()),
+            items: 0,
+        };
+        let title = if self.json { "[" } else { title };
+        // Who closes the pipe has read enough: the first item tells.
+        let _ = write!(list.stdout, "{title}");
+        list
+    }
+
     /// Writes what was done.
     pub(crate) fn done<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) {
         if self.json || !self.quiet {
@@ -47,6 +61,44 @@ impl Output {
 
     pub(crate) fn shows_progress(&self) -> bool {
         !self.json && !self.quiet && io::stderr().is_terminal()
+    }
+}
+
+/// A list that is being written.
+pub(crate) struct List {
+    json: bool,
+    stdout: BufWriter<io::Stdout>,
+    items: u64,
+}
+
+impl List {
+    /// Writes an item; a break if nobody reads it.
+    pub(crate) fn item<T: Serialize>(
+        &mut self,
+        value: &T,
+        human: impl FnOnce(&T) -> String,
+    ) -> ControlFlow<()> {
+        let (separator, text) = if self.json {
+            let separator = if self.items == 0 { "\n  " } else { ",\n  " };
+            // All types here have string keys.
+            (separator, serde_json::to_string(value).unwrap_or_default())
+        } else {
+            ("\n", human(value))
+        };
+        self.items += 1;
+        match write!(self.stdout, "{separator}{text}") {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+
+    pub(crate) fn end(mut self) {
+        let end = match (self.json, self.items) {
+            (true, 0) => "]\n",
+            (true, _) => "\n]\n",
+            (false, _) => "\n",
+        };
+        let _ = write!(self.stdout, "{end}").and_then(|()| self.stdout.flush());
     }
 }
 

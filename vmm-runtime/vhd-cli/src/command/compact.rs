@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use paddock_free_space::{Disk, Outcome, free_space};
 use paddock_vhd::{
-    Access, BlockDevice, CompactOptions, Gate, OperationError, ParentSearch, Vhd, compact,
+    Access, BlockDevice, CompactOptions, CompactReport, Gate, OperationError, ParentSearch,
+    Progress, Vhd, children, compact,
 };
 use serde::Serialize;
 
@@ -103,31 +104,8 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         search: ParentSearch::new(),
     };
     let meter = Meter::start("compact", out)?;
-    let mut looked = None;
-    let report = compact(&disk.pool, &disk.name, &options, &mut |step| {
-        // The disk is locked by now. Who wrote to it between the search for
-        // free space and the lock may have used that.
-        let unchanged =
-            *looked.get_or_insert_with(|| Unchanged::look(&disk).is_ok_and(|now| now == before));
-        if unchanged {
-            meter.step(step)
-        } else {
-            ControlFlow::Break(())
-        }
-    });
+    let report = compact_unchanged(&disk, &before, &options, &mut |step| meter.step(step))?;
     drop(meter);
-    let report = match report {
-        Err(OperationError::Cancelled) if looked == Some(false) => {
-            return Err(Failure::new(
-                Exit::Busy,
-                format!(
-                    "{}: someone wrote to the disk meanwhile; nothing was changed, compact it when nobody uses it",
-                    arguments.file.display()
-                ),
-            ));
-        }
-        report => report?,
-    };
     let made = match target {
         Some(target) => target.finish()?,
         None => disk,
@@ -143,6 +121,43 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     };
     out.done(&answer, human_text);
     Ok(Exit::Good)
+}
+
+/// Compacts a disk if nobody wrote to it since `before`: who wrote between the
+/// search for free space and the lock may have used that.
+fn compact_unchanged(
+    disk: &DiskPath,
+    before: &Unchanged,
+    options: &CompactOptions,
+    step: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<CompactReport, Failure> {
+    let mut looked = None;
+    let report = compact(&disk.pool, &disk.name, options, &mut |progress| {
+        // The disk is locked by now, and nothing is published yet.
+        let look = || Unchanged::look(disk).is_ok_and(|now| now == *before);
+        if *looked.get_or_insert_with(look) {
+            step(progress)
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    match report {
+        Err(OperationError::Cancelled) if looked == Some(false) => Err(Failure::new(
+            Exit::Busy,
+            format!(
+                "{}: someone wrote to the disk meanwhile; nothing was changed, compact it when nobody uses it",
+                disk.path().display()
+            ),
+        )),
+        Err(error @ OperationError::Refused { .. })
+            if !options.free.is_empty()
+                && children(&disk.pool, &disk.name).is_ok_and(|children| !children.is_empty()) =>
+        {
+            Err(Failure::from(error)
+                .hinting("`vhd compact --keep-free FILE` compacts a disk with children, too"))
+        }
+        report => Ok(report?),
+    }
 }
 
 fn human_text(answer: &Answer) -> String {
@@ -251,4 +266,46 @@ fn look_for_free_space(disk: &DiskPath) -> Result<(Vec<Range<u64>>, Vec<Volume>)
 
 fn read_error(path: &Path, error: &paddock_free_space::WalkError) -> Failure {
     Failure::new(Exit::System, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use paddock_vhd::{CreateOptions, DiskSize, DiskType, Pool};
+
+    use super::*;
+
+    #[test]
+    fn what_was_free_is_kept_if_someone_wrote_since() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::open(dir.path()).unwrap();
+        let size = DiskSize::from_bytes(8 << 20).unwrap();
+        let create = CreateOptions::new(DiskType::Dynamic, size);
+        let vhd = Vhd::create(&pool, "disk.vhd", &create).unwrap();
+        vhd.write_at(&[1; 4096], 0).unwrap();
+        vhd.close().unwrap();
+        let disk = DiskPath::existing(&dir.path().join("disk.vhd")).unwrap();
+        let options = CompactOptions {
+            free: std::iter::once(0..4096).collect(),
+            ..CompactOptions::default()
+        };
+        let compact = |before: &Unchanged| {
+            compact_unchanged(&disk, before, &options, &mut |_| ControlFlow::Continue(()))
+        };
+        let first_byte = || {
+            let vhd = Vhd::open(&pool, "disk.vhd", Access::ReadOnly, Gate::open()).unwrap();
+            let mut byte = [0];
+            vhd.read_at(&mut byte, 0).unwrap();
+            byte[0]
+        };
+        let before = Unchanged::look(&disk).unwrap();
+        let vhd = Vhd::open(&pool, "disk.vhd", Access::ReadWrite, Gate::open()).unwrap();
+        vhd.write_at(&[2; 4096], 0).unwrap();
+        vhd.close().unwrap();
+        let failure = compact(&before).unwrap_err();
+        assert_eq!(failure.exit, Exit::Busy, "{failure}");
+        assert_eq!(first_byte(), 2);
+        let report = compact(&Unchanged::look(&disk).unwrap()).unwrap();
+        assert_eq!((report.blocks_before, report.blocks_after), (1, 0));
+        assert_eq!(first_byte(), 0);
+    }
 }

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use paddock_vhd::{ConvertOptions, DiskType, ImportOptions, convert, export_raw, import_raw};
+use paddock_vhd::{
+    ConvertOptions, DiskType, ImportOptions, convert, export_raw, import_linked, import_raw,
+};
 use serde::Serialize;
 
 use crate::command::create::disk_size;
@@ -13,7 +15,6 @@ use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Meter;
 use crate::size::{Size, exact, human};
-use crate::source::Format;
 use crate::target::{Force, Target};
 
 /// Copy what a disk shows into a new disk or a raw image
@@ -26,6 +27,7 @@ use crate::target::{Force, Target};
   vhd convert --to dynamic fixed.vhd dynamic.vhd
   vhd convert --to raw disk.vhd disk.img
   vhd convert --from raw --to dynamic disk.img disk.vhd
+  vhd convert --from linked --to dynamic linked.vhd disk.vhd
   vhd convert --from raw --to fixed --size 20GiB /dev/sdb disk.vhd")]
 pub(crate) struct Arguments {
     /// What the target is to be
@@ -33,7 +35,7 @@ pub(crate) struct Arguments {
     to: To,
     /// What the source is; never guessed
     #[arg(long, value_name = "FORMAT", default_value = "vhd")]
-    from: Format,
+    from: From,
     /// The size of the new disk, of a raw source only: zeros follow its end.
     /// Otherwise it is that of the source
     #[arg(long)]
@@ -46,6 +48,16 @@ pub(crate) struct Arguments {
     force: Force,
     #[command(flatten)]
     search: Search,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum From {
+    /// A virtual hard disk in the VHD format
+    Vhd,
+    /// A raw image, or a block device
+    Raw,
+    /// A linked disk, which stands for a physical one
+    Linked,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,18 +95,19 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         To::Raw => None,
     };
     let copied = match (arguments.from, disk_type) {
-        (Format::Raw, None) => {
+        (From::Raw | From::Linked, None) => {
             return Err(Failure::wrong_use(
-                "a raw image is converted to a disk: ask for --to dynamic or --to fixed",
+                "a raw image or a linked disk is converted to a disk: ask for --to dynamic or --to fixed",
             ));
         }
-        (Format::Raw, Some(disk_type)) => from_raw(arguments, disk_type, out)?,
-        (Format::Vhd, _) if arguments.size.is_some() => {
+        (From::Raw, Some(disk_type)) => from_raw(arguments, disk_type, out)?,
+        (From::Vhd | From::Linked, _) if arguments.size.is_some() => {
             return Err(Failure::wrong_use(
                 "a converted disk has the size of its source: leave out --size, or use `vhd resize` afterwards",
             ));
         }
-        (Format::Vhd, disk_type) => copy_disk(
+        (From::Linked, Some(disk_type)) => from_linked(arguments, disk_type, out)?,
+        (From::Vhd, disk_type) => copy_disk(
             &arguments.source,
             &arguments.target,
             disk_type,
@@ -150,6 +163,32 @@ pub(crate) fn copy_disk(
             &mut progress,
         )?,
     };
+    drop(meter);
+    Ok(Copied {
+        source: disk.path().to_owned(),
+        target: target.finish()?.path().to_owned(),
+        size: report.size,
+        written_bytes: report.written_bytes,
+    })
+}
+
+fn from_linked(
+    arguments: &Arguments,
+    disk_type: DiskType,
+    out: &Output,
+) -> Result<Copied, Failure> {
+    let disk = DiskPath::existing(&arguments.source)?;
+    let sources = std::slice::from_ref(&arguments.source);
+    let target = Target::new(&arguments.target, arguments.force, sources)?;
+    let meter = Meter::start("convert", out)?;
+    let report = import_linked(
+        &disk.pool,
+        &disk.name,
+        target.pool(),
+        target.name(),
+        &ConvertOptions::new(disk_type),
+        &mut |step| meter.step(step),
+    )?;
     drop(meter);
     Ok(Copied {
         source: disk.path().to_owned(),

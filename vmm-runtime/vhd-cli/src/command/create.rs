@@ -3,25 +3,28 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use paddock_vhd::{ChildOptions, CreateOptions, DiskSize, DiskType, Vhd};
+use paddock_vhd::{ChildOptions, CreateOptions, DiskSize, DiskType, Vhd, link};
+use serde::Serialize;
 
 use crate::command::info::Description;
 use crate::disk_path::{DiskPath, Pair, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
-use crate::size::Size;
+use crate::size::{Size, exact};
 use crate::target::{Force, Target};
 
 /// Make a new disk
 ///
 /// A disk has 1 MiB to 2040 GiB. A fixed disk takes all of its space at once,
 /// a dynamic one grows as it is written to, a differencing one keeps what
-/// differs from its parent, which nobody may change from then on.
+/// differs from its parent, which nobody may change from then on. A linked one
+/// stands for a whole physical disk, to be converted.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vhd create --type dynamic --size 10GiB disk.vhd
   vhd create --type fixed --size 512M fixed.vhd
-  vhd create --type differencing --parent disk.vhd child.vhd")]
+  vhd create --type differencing --parent disk.vhd child.vhd
+  vhd create --type linked --device /dev/disk/by-id/ata-DISK disk.vhd")]
 pub(crate) struct Arguments {
     /// How the disk keeps its data
     #[arg(long = "type", value_name = "TYPE", default_value = "dynamic")]
@@ -32,6 +35,9 @@ pub(crate) struct Arguments {
     /// The parent of a differencing disk
     #[arg(long)]
     parent: Option<PathBuf>,
+    /// The physical disk of a linked disk, by its name in /dev/disk/by-id
+    #[arg(long)]
+    device: Option<PathBuf>,
     /// The new disk
     file: PathBuf,
     #[command(flatten)]
@@ -45,17 +51,46 @@ enum Kind {
     Fixed,
     Dynamic,
     Differencing,
+    Linked,
 }
 
 /// What is to be made; nothing is missing or too much.
 enum Wanted<'a> {
     Plain(DiskType, DiskSize),
     Child(&'a PathBuf),
+    Linked(&'a PathBuf),
+}
+
+/// A linked disk that was made, as it is told in JSON.
+#[derive(Serialize)]
+struct Linked {
+    file: PathBuf,
+    device: PathBuf,
+    size: u64,
+    serial: String,
 }
 
 impl Arguments {
     fn wanted(&self) -> Result<Wanted<'_>, Failure> {
+        if self.device.is_some() && self.kind != Kind::Linked {
+            return Err(Failure::wrong_use(
+                "only a linked disk stands for a device: leave out --device, or ask for --type linked",
+            ));
+        }
         let disk_type = match self.kind {
+            Kind::Linked => {
+                return match &self.device {
+                    Some(device) if self.size.is_none() && self.parent.is_none() => {
+                        Ok(Wanted::Linked(device))
+                    }
+                    Some(_) => Err(Failure::wrong_use(
+                        "a linked disk has the size of its device and no parent: leave out --size and --parent",
+                    )),
+                    None => Err(Failure::wrong_use(
+                        "a linked disk stands for a physical one: name it with --device",
+                    )),
+                };
+            }
             Kind::Fixed => DiskType::Fixed,
             Kind::Dynamic => DiskType::Dynamic,
             Kind::Differencing => {
@@ -95,6 +130,26 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
             let disk = Vhd::create(target.pool(), target.name(), &options)?;
             close(disk, &arguments.file)?;
             target.finish()?
+        }
+        Wanted::Linked(device) => {
+            let target = Target::new(&arguments.file, arguments.force, &[])?;
+            let info = link(target.pool(), target.name(), device)?;
+            let linked = Linked {
+                file: target.finish()?.path().to_owned(),
+                device: info.device,
+                size: info.size,
+                serial: info.serial,
+            };
+            out.done(&linked, |linked| {
+                format!(
+                    "{}: stands for {}, {}, serial number '{}'; `vhd convert --from linked` copies it",
+                    linked.file.display(),
+                    linked.device.display(),
+                    exact(linked.size),
+                    linked.serial
+                )
+            });
+            return Ok(Exit::Good);
         }
         Wanted::Child(parent) => {
             let parent_disk = DiskPath::existing(parent)?;

@@ -1,10 +1,10 @@
 //! `vhd map`
 
-use std::fmt::Write;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
-use paddock_vhd::{Access, BlockDevice, Extent, ExtentKind};
+use paddock_vhd::{Access, BlockDevice, Extent, ExtentKind, IoError};
 use serde::Serialize;
 
 use crate::disk_path::Search;
@@ -41,10 +41,10 @@ struct Run {
 }
 
 impl Run {
-    fn new(start: u64, length: u64, kind: ExtentKind) -> Run {
+    fn new(Extent { offset, len, kind }: Extent) -> Run {
         Run {
-            start,
-            length,
+            start: offset,
+            length: len,
             present: kind != ExtentKind::Hole,
             zero: kind != ExtentKind::Data,
             data: kind == ExtentKind::Data,
@@ -67,32 +67,44 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         Access::ReadOnly,
         &arguments.search,
     )?;
-    let runs = runs(source.device()).map_err(|error| Failure::disk(&arguments.file, &error))?;
-    out.answer(&runs, |runs| {
-        let mut text = format!("{:>16} {:>16} kind\n", "start", "length");
-        for run in runs {
-            let _ = writeln!(text, "{:>16} {:>16} {}", run.start, run.length, run.kind());
-        }
-        text
-    });
+    let failed = |error| Failure::disk(&arguments.file, &error);
+    let mut list = out.list(&format!("{:>16} {:>16} kind", "start", "length"));
+    each_run(source.device(), |run| {
+        list.item(&run, |run| {
+            format!("{:>16} {:>16} {}", run.start, run.length, run.kind())
+        })
+    })
+    .map_err(failed)?;
+    list.end();
     Ok(Exit::Good)
 }
 
-/// All runs of a disk; neighbours of the same kind are one.
-fn runs(disk: &dyn BlockDevice) -> Result<Vec<Run>, paddock_vhd::IoError> {
-    let mut runs: Vec<(u64, u64, ExtentKind)> = Vec::new();
+/// Calls `each` for all runs of a disk, of which there may be many, until it
+/// has enough; neighbours of the same kind are one.
+fn each_run(
+    disk: &dyn BlockDevice,
+    mut each: impl FnMut(Run) -> ControlFlow<()>,
+) -> Result<(), IoError> {
+    let mut last: Option<Extent> = None;
     let mut at = 0;
     while at < disk.size() {
-        for Extent { offset, len, kind } in disk.block_status(at, disk.size() - at)? {
-            at = offset + len;
-            match runs.last_mut() {
-                Some((_, length, last)) if *last == kind => *length += len,
-                _ => runs.push((offset, len, kind)),
+        for extent in disk.block_status(at, disk.size() - at)? {
+            at = extent.offset + extent.len;
+            match &mut last {
+                Some(last) if last.kind == extent.kind => last.len += extent.len,
+                last => {
+                    if let Some(run) = last.replace(extent)
+                        && each(Run::new(run)).is_break()
+                    {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
-    Ok(runs
-        .into_iter()
-        .map(|(start, length, kind)| Run::new(start, length, kind))
-        .collect())
+    if let Some(run) = last {
+        // It is the last one anyway.
+        let _ = each(Run::new(run));
+    }
+    Ok(())
 }

@@ -64,10 +64,11 @@ pub(crate) struct Merged {
 }
 
 impl Merged {
-    pub(crate) fn new(disk: &DiskPath, report: MergeReport) -> Merged {
+    /// `parent`: where it is, as far as that was known before.
+    pub(crate) fn new(disk: &DiskPath, parent: Option<PathBuf>, report: MergeReport) -> Merged {
         Merged {
             file: disk.path().to_owned(),
-            parent: report.parent,
+            parent: report.parent.map(|rel| parent.unwrap_or(rel)),
             merged_bytes: report.merged_bytes,
             resumed: report.resumed,
         }
@@ -115,6 +116,7 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         search: arguments.search.resolve()?,
         ..MergeOptions::default()
     };
+    let parent = super::parent_path(&disk, &options.search);
     let meter = Meter::start("merge", out)?;
     let report = merge(
         &disk.pool,
@@ -124,7 +126,7 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         &mut |step| meter.step(step),
     );
     drop(meter);
-    let merged = Merged::new(&disk, report.map_err(cut_off)?);
+    let merged = Merged::new(&disk, parent, report.map_err(cut_off)?);
     out.done(&merged, Merged::human);
     Ok(Exit::Good)
 }

@@ -63,3 +63,8 @@ fn chain_paths(disk: &DiskPath, search: &ParentSearch) -> Result<Vec<PathBuf>, O
         .map(|(pool, rel, _)| pool.path().join(rel))
         .collect())
 }
+
+/// Where the parent of a disk is, if it is found.
+fn parent_path(disk: &DiskPath, search: &ParentSearch) -> Option<PathBuf> {
+    chain_paths(disk, search).ok()?.into_iter().nth(1)
+}

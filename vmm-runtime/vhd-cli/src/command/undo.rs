@@ -138,11 +138,12 @@ pub(crate) fn commit(
     search: &paddock_vhd::ParentSearch,
     out: &Output,
 ) -> Result<Merged, Failure> {
+    let parent = super::parent_path(undo, search);
     let meter = Meter::start("commit", out)?;
     let gate = paddock_vhd::Gate::open();
     let report = commit_undo(&undo.pool, &undo.name, gate, search, &mut |step| {
         meter.step(step)
     });
     drop(meter);
-    Ok(Merged::new(undo, report.map_err(cut_off)?))
+    Ok(Merged::new(undo, parent, report.map_err(cut_off)?))
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -63,9 +64,15 @@ impl DiskFile {
     }
 }
 
+/// A broken disk fails every request; the log hears of the first ones.
+const MOST_LOGGED: u32 = 1000;
+static LOGGED: AtomicU32 = AtomicU32::new(0);
+
 /// What the kernel is told; the server's log has the rest.
 fn errno(operation: &str, error: &IoError) -> Errno {
-    eprintln!("{operation}: {error}");
+    if LOGGED.fetch_add(1, Ordering::Relaxed).min(MOST_LOGGED) < MOST_LOGGED {
+        eprintln!("{operation}: {error}");
+    }
     match error {
         IoError::NoSpace { .. } => Errno::ENOSPC,
         IoError::ReadOnly => Errno::EROFS,

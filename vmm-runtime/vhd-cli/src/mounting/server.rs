@@ -69,6 +69,7 @@ fn serve(arguments: &Arguments, folder: &StateFolder) -> Result<(), Failure> {
     };
     // The terminal of whoever mounts may go.
     rustix::process::setsid().map_err(|error| failed("leave the session")(error.into()))?;
+    never_wait_for_itself();
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|error| no_handler(&error))?;
     let access = if arguments.read_only {
@@ -115,4 +116,15 @@ fn serve(arguments: &Arguments, folder: &StateFolder) -> Result<(), Failure> {
         Err(disk) => disk.flush(),
     };
     closed.map_err(|error| Failure::disk(file, &error))
+}
+
+/// The kernel writes what is cached for the loop device when it needs memory;
+/// if this process then waited for memory, it would wait for itself.
+fn never_wait_for_itself() {
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    let (yes, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: PR_SET_IO_FLUSHER takes numbers and changes a flag of this
+    // thread, which those that it starts inherit. Kernels that don't know it
+    // refuse: then it is as it was.
+    let _ = unsafe { libc::prctl(PR_SET_IO_FLUSHER, yes, unused, unused, unused) };
 }

@@ -59,8 +59,8 @@ impl StateFolder {
     /// Makes a new one, with a folder for the FUSE file system in it.
     pub(crate) fn make(id: &str) -> Result<StateFolder, Failure> {
         let path = root()?.join(id);
-        private_folder(&path)?;
-        private_folder(&path.join("fuse"))?;
+        make_folder(&path, 0o700)?;
+        make_folder(&path.join("fuse"), 0o700)?;
         Ok(StateFolder(path))
     }
 
@@ -141,49 +141,55 @@ impl StateFolder {
     }
 }
 
-/// Where states are kept: they go with the mounts when the machine stops.
-fn root() -> Result<PathBuf, Failure> {
-    let runtime = match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(folder) if Path::new(&folder).is_absolute() => PathBuf::from(folder),
-        _ => PathBuf::from("/run"),
-    };
-    let paddock = runtime.join("paddock");
-    match DirBuilder::new().mode(0o755).create(&paddock) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(Failure::io(&paddock, "make the folder", &error)),
-    }
-    let mounts = paddock.join("mounts");
-    match private_folder(&mounts) {
-        Err(_) if mounts.is_dir() => {}
-        made => made?,
-    }
-    let metadata = mounts
-        .symlink_metadata()
-        .map_err(|error| Failure::io(&mounts, "look at the folder", &error))?;
-    let own = metadata.is_dir()
-        && metadata.uid() == rustix::process::geteuid().as_raw()
-        && metadata.mode() & 0o077 == 0;
-    if !own {
-        return Err(Failure::wrong_use(format!(
-            "{}: expected a folder of this user with mode 0700; remove what is there",
-            mounts.display()
-        )));
-    }
-    Ok(mounts)
+/// The folder for things that go when the machine stops: the user's own, if
+/// it is that, or the system's.
+fn runtime_folder() -> PathBuf {
+    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    own.filter(|folder| folder.is_absolute() && is_own(folder))
+        .unwrap_or_else(|| PathBuf::from("/run"))
 }
 
-fn private_folder(path: &Path) -> Result<(), Failure> {
+fn is_own(folder: &Path) -> bool {
+    folder.symlink_metadata().is_ok_and(|metadata| {
+        metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw()
+    })
+}
+
+/// Where states are kept; made if it isn't there.
+fn root() -> Result<PathBuf, Failure> {
+    let mut folder = runtime_folder();
+    for name in ["paddock", "mounts"] {
+        folder.push(name);
+        match make_folder(&folder, if name == "paddock" { 0o755 } else { 0o700 }) {
+            Err(_) if is_own(&folder) => {}
+            made => made?,
+        }
+    }
+    let mode = folder.symlink_metadata().map(|metadata| metadata.mode());
+    if mode.is_ok_and(|mode| mode & 0o077 == 0) {
+        return Ok(folder);
+    }
+    Err(Failure::wrong_use(format!(
+        "{}: expected a folder of this user with mode 0700; remove what is there",
+        folder.display()
+    )))
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), Failure> {
     DirBuilder::new()
-        .mode(0o700)
+        .mode(mode)
         .create(path)
         .map_err(|error| Failure::io(path, "make the folder", &error))
 }
 
 /// All that are mounted, in the order of their names.
 pub(crate) fn all() -> Result<Vec<(StateFolder, Mounted)>, Failure> {
-    let root = root()?;
-    let entries = fs::read_dir(&root).map_err(|error| Failure::io(&root, "list", &error))?;
+    let root = runtime_folder().join("paddock/mounts");
+    let entries = match fs::read_dir(&root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Failure::io(&root, "list", &error)),
+    };
     let mut list = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|error| Failure::io(&root, "list", &error))?;

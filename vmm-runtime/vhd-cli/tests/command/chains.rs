@@ -98,7 +98,13 @@ fn a_parent_that_was_moved_is_searched_and_reconnected() {
         .unwrap();
     folder
         .vhd(&["serve", "--socket", "sock", "a/child.vhd"])
-        .fails(2, &["was modified", "vhd reparent"]);
+        .fails(
+            2,
+            &[
+                &format!("its parent {} was modified", folder.path(base).display()),
+                "vhd reparent",
+            ],
+        );
     folder.vhd(&["reparent", "a/child.vhd", base]).ends(0);
     folder.vhd(&["check", "a/child.vhd"]).ends(0);
     // Not to another disk.
@@ -130,7 +136,7 @@ fn a_child_is_merged() {
         merged,
         json!({
             "file": folder.path("a/child.vhd"),
-            "parent": "bases/base.vhd",
+            "parent": folder.path("a/bases/base.vhd"),
             "mergedBytes": 0,
             "resumed": false,
         })
@@ -175,4 +181,18 @@ fn changes_are_committed_or_discarded() {
     folder
         .vhd(&["undo", "discard", "disk.vhd"])
         .fails(1, &["disk.vud: there is no such file"]);
+}
+
+#[test]
+fn a_disk_with_children_keeps_what_is_free() {
+    let folder = pair();
+    // Without a file system nothing is known to be free.
+    folder.vhd(&["compact", "a/bases/base.vhd"]).ends(0);
+    folder.vhd(&["check", "a/child.vhd"]).ends(0);
+    folder
+        .vhd(&["compact", "a/child.vhd"])
+        .fails(1, &["child.vhd: "]);
+    let disk = "a/bases/base.vhd";
+    folder.vhd(&["compact", "--keep-free", disk]).ends(0);
+    folder.vhd(&["check", "a/child.vhd"]).ends(0);
 }

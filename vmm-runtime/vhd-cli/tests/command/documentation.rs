@@ -1,6 +1,11 @@
-//! Help, manual pages and completions.
+//! Help, manual pages, completions, and progress.
 
-use crate::support::Folder;
+use std::fs::File;
+use std::io::Read;
+
+use rustix::pty::OpenptFlags;
+
+use crate::support::{Folder, MIB, wait};
 
 const COMMANDS: [&str; 17] = [
     "create", "info", "check", "repair", "convert", "merge", "reparent", "undo", "serve", "map",
@@ -47,4 +52,41 @@ fn manual_and_completions_are_written() {
     if let Some(said) = folder.other("bash", &["-n", "share/completions/vhd.bash"]) {
         assert_eq!(said.ends(0).stderr, "");
     }
+}
+
+#[test]
+fn progress_is_shown_on_a_terminal_alone() {
+    let folder = Folder::new();
+    let pieces: Vec<_> = (0..64).map(|n| (n * MIB, 1)).collect();
+    folder.raw("disk.raw", 64 * MIB, &pieces);
+    let convert = [
+        "convert", "--from", "raw", "--to", "dynamic", "--force", "disk.raw", "disk.vhd",
+    ];
+    for (options, shown) in [(&[][..], true), (&["--quiet"], false), (&["--json"], false)] {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let pty = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::grantpt(&pty).unwrap();
+        rustix::pty::unlockpt(&pty).unwrap();
+        let name = rustix::pty::ptsname(&pty, Vec::new()).unwrap();
+        let terminal = File::options()
+            .read(true)
+            .write(true)
+            .open(name.to_str().unwrap())
+            .unwrap();
+        let mut child = folder
+            .command(&[options, &convert].concat())
+            .env("TERM", "xterm")
+            .stderr(terminal)
+            .spawn()
+            .unwrap();
+        // The terminal ends with the last one who has it open: an error here.
+        let mut said = Vec::new();
+        let _ = File::from(pty).read_to_end(&mut said);
+        assert_eq!(wait(&mut child).code(), Some(0));
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(said.contains("convert ["), shown, "{said}");
+        assert!(shown || said.is_empty(), "{said}");
+    }
+    let said = folder.vhd(&convert).ends(0);
+    assert_eq!(said.stderr, "");
 }

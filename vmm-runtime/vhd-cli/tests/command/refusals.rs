@@ -30,6 +30,21 @@ fn wrong_use_ends_with_1() {
             "the largest VHD has 2040 GiB",
         ),
         (&["--type", "differencing", "disk.vhd"], "--parent"),
+        (&["--type", "linked", "disk.vhd"], "--device"),
+        (
+            &["--size", "1G", "--device", "/dev/x", "disk.vhd"],
+            "--type linked",
+        ),
+        (
+            &[
+                "--type", "linked", "--device", "/dev/x", "--size", "1G", "disk.vhd",
+            ],
+            "leave out --size",
+        ),
+        (
+            &["--type", "linked", "--device", "/dev/x", "disk.vhd"],
+            "/dev/disk/by-id",
+        ),
         (
             &["--size", "1G", "--parent", "x.vhd", "disk.vhd"],
             "--type differencing",

@@ -56,6 +56,11 @@ fn a_disk_lives() {
         .map(|disk| disk["diskType"].as_str().unwrap())
         .collect();
     assert_eq!(types, ["Differencing", "Dynamic"]);
+    folder
+        .vhd(&["compact", "disk.vhd"])
+        .fails(1, &["child.vhd", "`vhd compact --keep-free FILE`"]);
+    folder.vhd(&["compact", "--keep-free", "disk.vhd"]).ends(0);
+    folder.vhd(&["check", "child.vhd"]).ends(0);
     // The parent has none of it yet.
     mounts.mount(&["--read-only", "disk.vhd", "mnt"]);
     assert_eq!(fs::read(mounts.file("small")).unwrap(), b"first");
