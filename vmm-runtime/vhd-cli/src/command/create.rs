@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use paddock_vhd::{ChildOptions, CreateOptions, DiskSize, DiskType, Vhd, link};
-use serde::Serialize;
 
 use crate::command::info::Description;
 use crate::disk_path::{DiskPath, Pair, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
-use crate::size::{Size, exact};
+use crate::size::Size;
 use crate::target::{Force, Target};
 
 /// Make a new disk
@@ -59,15 +58,6 @@ enum Wanted<'a> {
     Plain(DiskType, DiskSize),
     Child(&'a PathBuf),
     Linked(&'a PathBuf),
-}
-
-/// A linked disk that was made, as it is told in JSON.
-#[derive(Serialize)]
-struct Linked {
-    file: PathBuf,
-    device: PathBuf,
-    size: u64,
-    serial: String,
 }
 
 impl Arguments {
@@ -133,23 +123,8 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         }
         Wanted::Linked(device) => {
             let target = Target::new(&arguments.file, arguments.force, &[])?;
-            let info = link(target.pool(), target.name(), device)?;
-            let linked = Linked {
-                file: target.finish()?.path().to_owned(),
-                device: info.device,
-                size: info.size,
-                serial: info.serial,
-            };
-            out.done(&linked, |linked| {
-                format!(
-                    "{}: stands for {}, {}, serial number '{}'; `vhd convert --from linked` copies it",
-                    linked.file.display(),
-                    linked.device.display(),
-                    exact(linked.size),
-                    linked.serial
-                )
-            });
-            return Ok(Exit::Good);
+            link(target.pool(), target.name(), device)?;
+            target.finish()?
         }
         Wanted::Child(parent) => {
             let parent_disk = DiskPath::existing(parent)?;

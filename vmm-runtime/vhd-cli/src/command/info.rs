@@ -4,7 +4,10 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use paddock_vhd::{DiskType, VhdInfo, inspect, inspect_chain};
+use paddock_vhd::{
+    Access, DiskGeometry, DiskType, FooterState, LinkedInfo, LockInfo, VhdInfo, inspect,
+    inspect_chain,
+};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -42,13 +45,24 @@ pub(crate) struct Description {
     file_size: u64,
     allocated: u64,
     unique_id: Uuid,
+    original_size: u64,
+    geometry: DiskGeometry,
     creator: String,
+    creator_version: String,
     created: String,
     saved_state: bool,
+    tail_footer: FooterState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head_footer: Option<FooterState>,
     #[serde(skip_serializing_if = "Option::is_none")]
     block_size: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     allocated_blocks: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fragments: Option<u32>,
+    lock: LockInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    linked: Option<LinkedInfo>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<Parent>,
 }
@@ -77,11 +91,19 @@ impl Description {
             file_size: info.file_size,
             allocated: info.allocated,
             unique_id: info.unique_id,
+            original_size: info.original_size,
+            geometry: info.geometry,
             creator: info.creator,
+            creator_version: info.creator_version,
             created: time(info.created),
             saved_state: info.saved_state,
+            tail_footer: info.tail_footer,
+            head_footer: info.head_footer,
             block_size: info.block_size,
             allocated_blocks: info.allocated_blocks,
+            fragments: info.fragments,
+            lock: info.lock,
+            linked: info.linked,
             parent: info.parent.map(|parent| Parent {
                 unique_id: parent.unique_id,
                 modified: time(parent.modified),
@@ -111,8 +133,27 @@ impl Description {
             let _ = writeln!(text, "{label:<10} {}", clean(value));
         };
         line("file", &self.file.to_string_lossy());
+        if let Some(linked) = &self.linked {
+            line("type", "linked: stands for a physical disk");
+            line("device", &linked.device.to_string_lossy());
+            line("serial", &linked.serial);
+            line("size", &exact(self.virtual_size));
+            return text;
+        }
         line("type", &self.disk_type.to_string());
         line("size", &exact(self.virtual_size));
+        if self.original_size != self.virtual_size {
+            line("", &format!("{} at first", exact(self.original_size)));
+        }
+        let DiskGeometry {
+            cylinders,
+            heads,
+            sectors,
+        } = self.geometry;
+        line(
+            "",
+            &format!("{cylinders} cylinders, {heads} heads, {sectors} sectors"),
+        );
         line(
             "file size",
             &format!(
@@ -125,13 +166,52 @@ impl Description {
             && size > 0
         {
             let all = self.virtual_size.div_ceil(size.into());
+            let runs = match self.fragments {
+                Some(runs) if runs > 1 => format!(", in {runs} runs"),
+                _ => String::new(),
+            };
             line(
                 "blocks",
-                &format!("{count} of {all}, {} each", human(size.into())),
+                &format!("{count} of {all}, {} each{runs}", human(size.into())),
             );
         }
         line("id", &self.unique_id.to_string());
-        line("created", &format!("{} by {}", self.created, self.creator));
+        line(
+            "created",
+            &format!(
+                "{} by {} {}",
+                self.created, self.creator, self.creator_version
+            ),
+        );
+        if self.tail_footer != FooterState::Good {
+            line(
+                "footer",
+                "the one at the end is lost; opening the disk for writing restores it",
+            );
+        }
+        if self
+            .head_footer
+            .is_some_and(|footer| footer != FooterState::Good)
+        {
+            line(
+                "footer",
+                "the copy at the beginning is lost; opening the disk for writing restores it",
+            );
+        }
+        if let Some(access) = self.lock.open {
+            let how = match access {
+                Access::ReadOnly => "for reading",
+                Access::ReadWrite => "for writing",
+            };
+            let by = match &self.lock.by {
+                Some(by) => format!(", by {by}"),
+                None => String::new(),
+            };
+            line("open", &format!("{how}{by}"));
+        }
+        if let (Some(host), Some(epoch)) = (&self.lock.host, self.lock.disk_epoch) {
+            line("owner", &format!("{host}, in epoch {epoch}"));
+        }
         if self.saved_state {
             line("state", "belongs to a saved state");
         }

@@ -33,10 +33,17 @@ fn a_disk_is_made_and_described() {
             "blockSize",
             "created",
             "creator",
+            "creatorVersion",
             "diskType",
             "file",
             "fileSize",
+            "fragments",
+            "geometry",
+            "headFooter",
+            "lock",
+            "originalSize",
             "savedState",
+            "tailFooter",
             "uniqueId",
             "virtualSize",
         ]
@@ -45,12 +52,23 @@ fn a_disk_is_made_and_described() {
     assert_eq!(told["diskType"], "Dynamic");
     assert_eq!(told["virtualSize"], 10u64 << 30);
     assert_eq!(told["fileSize"], file_len(&folder.path("disk.vhd")));
+    assert_eq!(told["originalSize"], 10u64 << 30);
     assert_eq!(told["creator"], "win");
+    // Rounded down: 20805 * 16 * 63 sectors are 10 GiB but for 160.
+    assert_eq!(
+        told["geometry"],
+        json!({"cylinders": 20805, "heads": 16, "sectors": 63})
+    );
+    assert_eq!(
+        (&told["headFooter"], &told["tailFooter"]),
+        (&json!("Good"), &json!("Good"))
+    );
+    assert_eq!(told["lock"], json!({}));
     assert_eq!(told["allocatedBlocks"], 0);
     assert_eq!(told["blockSize"], 2 << 20);
     let human = folder.vhd(&["info", "disk.vhd"]).ends(0).stdout;
     assert!(
-        human.contains("\ntype:      dynamic\nsize:      10 GiB (10737418240 bytes)\n"),
+        human.contains("\ntype:      dynamic\nsize:      10 GiB (10737418240 bytes)\n           20805 cylinders, 16 heads, 63 sectors\n"),
         "{human}"
     );
     assert!(

@@ -237,7 +237,13 @@ fn a_disk_in_use_ends_with_3() {
             .fails(3, &[&format!("process {}", server.id())]);
     }
     // What it says of itself can be read all the same.
-    folder.vhd(&["info", "disk.vhd"]).ends(0);
+    let told = folder.json(&["info", "disk.vhd"]);
+    assert_eq!(told["lock"]["open"], "ReadWrite");
+    let by = format!("process {} ", server.id());
+    assert!(
+        told["lock"]["by"].as_str().unwrap().starts_with(&by),
+        "{told}"
+    );
     assert_eq!(folder.names(), ["disk.vhd", "sock"]);
     signal(&server, rustix::process::Signal::TERM);
     assert_eq!(wait(&mut server).code(), Some(0));
