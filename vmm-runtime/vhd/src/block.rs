@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::queue::{Intent, Place};
+
 /// A disk of [`size`](BlockDevice::size) bytes.
 ///
 /// Offsets and lengths are bytes and need not be multiples of a sector. All
@@ -43,6 +45,14 @@ pub trait BlockDevice: Send + Sync {
     /// covers the whole range unless that would take more than
     /// [`Extent::MAX_PER_CALL`] extents; then it covers its beginning.
     fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError>;
+
+    /// Where a range lies in one file in one piece, with the right to read or
+    /// write it there, for a [`Queue`](crate::Queue). `None`, as a disk
+    /// without such files says always: use the calls above, which also tell
+    /// why a range can't be read or written. Does not wait.
+    fn locate(&self, _intent: Intent, _offset: u64, _len: u64) -> Option<Place> {
+        None
+    }
 }
 
 /// A run of bytes of the same kind.

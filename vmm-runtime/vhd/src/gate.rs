@@ -107,11 +107,32 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// As [`Gate::enter`], for a change that another thread may end.
+    pub(crate) fn enter_held(&self) -> Result<HeldPass, IoError> {
+        // One for the look, one to keep.
+        let pass = self.enter()?;
+        self.0.passing.fetch_add(1, Ordering::SeqCst);
+        drop(pass);
+        Ok(HeldPass(self.clone()))
+    }
+}
+
 fn expired(deadline: u64) -> bool {
     match deadline {
         CLOSED => true,
         NEVER => false,
         deadline => Gate::now().as_nanos() >= u128::from(deadline),
+    }
+}
+
+/// The same as a [`GatePass`], for a change whose end is elsewhere.
+#[derive(Debug)]
+pub(crate) struct HeldPass(Gate);
+
+impl Drop for HeldPass {
+    fn drop(&mut self) {
+        self.0.0.passing.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::image::{self, Image, Recognised, Tuning, recognise};
 use crate::lock::{self, LockOwner, Mode, Sidecar};
 use crate::merge;
 use crate::pool::{Place, Pool};
+use crate::queue::{self, Intent};
 use crate::repair;
 use crate::resize;
 use crate::storage::{Backing, FileStorage};
@@ -435,5 +436,9 @@ impl BlockDevice for Vhd {
 
     fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError> {
         self.image.block_status(offset, len)
+    }
+
+    fn locate(&self, intent: Intent, offset: u64, len: u64) -> Option<queue::Place> {
+        self.image.locate(intent, offset, len)
     }
 }

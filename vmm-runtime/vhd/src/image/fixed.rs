@@ -2,6 +2,7 @@
 
 use super::{Image, Recognised};
 use crate::block::{BlockDevice, Extent, ExtentKind, IoError, check_range};
+use crate::queue::{Intent, Place};
 use crate::storage::{Backing, Space};
 
 /// An open fixed disk. Its space stays reserved: a discard writes zeros
@@ -76,6 +77,15 @@ impl BlockDevice for Fixed {
             ExtentKind::Zero,
         )?;
         Ok(extents.finish())
+    }
+
+    fn locate(&self, intent: Intent, offset: u64, len: u64) -> Option<Place> {
+        check_range(offset, len, self.size).ok()?;
+        match intent {
+            Intent::Read => self.backing.place_to_read(offset),
+            Intent::Write if self.read_only => None,
+            Intent::Write => self.backing.place_to_write(offset),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::{Space, Storage};
 use crate::block::IoError;
 use crate::gate::{Gate, GatePass};
+use crate::queue::Place;
 
 /// Zeros are written in pieces of this size where they must be written.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -20,7 +21,7 @@ pub(crate) struct Backing {
     /// For messages.
     name: Arc<str>,
     /// Set once a change has completed, cleared when a sync begins.
-    unsynced: AtomicBool,
+    unsynced: Arc<AtomicBool>,
     /// Held during a sync: who finds `unsynced` clear under it knows that
     /// the sync that cleared it is over.
     syncing: Mutex<()>,
@@ -40,7 +41,7 @@ impl Backing {
             gate,
             name: name.into(),
             // Someone may have written before us and died before the sync.
-            unsynced: AtomicBool::new(true),
+            unsynced: Arc::new(AtomicBool::new(true)),
             syncing: Mutex::new(()),
             failed: OnceLock::new(),
             #[cfg(test)]
@@ -96,6 +97,24 @@ impl Backing {
                 source: source.clone(),
             }),
         }
+    }
+
+    /// Where bytes of the file are, for who reads them without our calls.
+    pub(crate) fn place_to_read(&self, offset: u64) -> Option<Place> {
+        let (file, alignment) = self.storage.file()?;
+        Some(Place::to_read(Arc::clone(file), offset, alignment))
+    }
+
+    /// The same for writing, past the gate. `None` also when nothing may be
+    /// written.
+    pub(crate) fn place_to_write(&self, offset: u64) -> Option<Place> {
+        let (file, alignment) = self.storage.file()?;
+        let pass = self.gate.enter_held().ok()?;
+        if self.failed.get().is_some() {
+            return None;
+        }
+        let (file, unsynced) = (Arc::clone(file), Arc::clone(&self.unsynced));
+        Some(Place::to_write(file, offset, alignment, unsynced, pass))
     }
 
     pub(crate) fn write(&self, buf: &[u8], offset: u64) -> Result<(), IoError> {

@@ -5,6 +5,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -13,11 +14,11 @@ use super::{Space, Storage};
 
 /// A regular file.
 #[derive(Debug)]
-pub(crate) struct FileStorage(File);
+pub(crate) struct FileStorage(Arc<File>);
 
 impl FileStorage {
     pub(crate) fn new(file: File) -> FileStorage {
-        FileStorage(file)
+        FileStorage(Arc::new(file))
     }
 
     /// Reserves the space of the first `len` bytes, making the file that
@@ -90,6 +91,10 @@ impl Storage for FileStorage {
         // Dirty pages can't be dropped; Linux starts writing them instead,
         // and waits for nothing.
         let _ = rustix::fs::fadvise(&self.0, range.start, Some(len), Advice::DontNeed);
+    }
+
+    fn file(&self) -> Option<(&Arc<File>, usize)> {
+        Some((&self.0, 1))
     }
 }
 

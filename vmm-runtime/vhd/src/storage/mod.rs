@@ -11,9 +11,9 @@ pub(crate) mod memory;
 pub(crate) use backing::Backing;
 pub(crate) use file::{FileStorage, next_data};
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-#[cfg(any(test, fuzzing))]
 use std::sync::Arc;
 
 /// A file. Requests may come from many threads at once.
@@ -43,6 +43,12 @@ pub(crate) trait Storage: Send + Sync {
     /// Begins to bring to disk what was written in the range, which nobody is
     /// going to read soon. For speed alone.
     fn write_behind(&self, _range: Range<u64>) {}
+
+    /// The file, and what offsets, lengths and buffers of requests to it must
+    /// be multiples of. `None` if this is no plain file.
+    fn file(&self) -> Option<(&Arc<File>, usize)> {
+        None
+    }
 }
 
 #[cfg(any(test, fuzzing))]
@@ -77,6 +83,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn write_behind(&self, range: Range<u64>) {
         (**self).write_behind(range);
+    }
+
+    fn file(&self) -> Option<(&Arc<File>, usize)> {
+        (**self).file()
     }
 }
 

@@ -25,13 +25,15 @@
 //! Locks, in the order in which they may be taken: a block's stripe, then
 //! `allocation`, then `bitmaps`. Requests hold their block's stripe shared;
 //! whoever takes a region away from a block holds it exclusively, so no
-//! request is under way to a region when it changes hands. `allocation` is
+//! request is under way to a region when it changes hands. (Those of a queue
+//! are counted instead of holding the lock, see `locate`.) `allocation` is
 //! not held while the file grows: who needs room then waits for `grown`.
 
 mod allocation;
 mod bitmaps;
 mod child;
 mod commit;
+mod locate;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -46,6 +48,7 @@ use crate::format::SECTOR;
 use crate::format::bat::{self, Layout, UNALLOCATED};
 use crate::format::bitmap::Bitmap;
 use crate::format::footer;
+use crate::queue::{Holds, Intent, Place};
 use crate::storage::{Backing, Space};
 
 use allocation::Allocation;
@@ -74,7 +77,7 @@ pub(crate) struct Dynamic {
     /// Where each block is now, durable or not.
     map: Box<[AtomicU32]>,
     marks: Box<[AtomicU8]>,
-    stripes: Box<[RwLock<()>]>,
+    stripes: Box<[Stripe]>,
     allocation: Mutex<Allocation>,
     /// Told when the file has been made longer, or could not be.
     grown: Condvar,
@@ -90,6 +93,15 @@ struct Upkeep {
     room: AtomicBool,
     /// So much waits for a flush that it should be written without one.
     commit: AtomicBool,
+}
+
+/// Keeps the regions of some blocks where they are.
+#[derive(Default)]
+struct Stripe {
+    lock: RwLock<()>,
+    /// Requests to their regions that are under way without the lock. Begun
+    /// only under it.
+    placed: Holds,
 }
 
 /// The part of a request that lies in one block.
@@ -181,7 +193,7 @@ impl Dynamic {
             tuning,
             map: table.iter().map(|&entry| AtomicU32::new(entry)).collect(),
             marks: table.iter().map(|_| AtomicU8::new(0)).collect(),
-            stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),
+            stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             allocation: Mutex::new(Allocation::new(table, used_end, found.data_end)),
             grown: Condvar::new(),
             bitmaps: Mutex::new(Bitmaps::new(tuning.bitmap_cache)),
@@ -265,20 +277,22 @@ impl Dynamic {
         self.bitmaps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stripe(&self, block: u32) -> &RwLock<()> {
+    fn stripe(&self, block: u32) -> &Stripe {
         &self.stripes[block as usize % STRIPES]
     }
 
     fn share(&self, block: u32) -> RwLockReadGuard<'_, ()> {
         self.stripe(block)
+            .lock
             .read()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seize(&self, block: u32) -> RwLockWriteGuard<'_, ()> {
-        self.stripe(block)
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        let stripe = self.stripe(block);
+        let seized = stripe.lock.write().unwrap_or_else(PoisonError::into_inner);
+        stripe.placed.wait();
+        seized
     }
 
     fn entry(&self, block: u32) -> u32 {
@@ -636,6 +650,10 @@ impl BlockDevice for Dynamic {
             }
         }
         Ok(extents.finish())
+    }
+
+    fn locate(&self, intent: Intent, offset: u64, len: u64) -> Option<Place> {
+        self.place_of(intent, offset, len)
     }
 }
 

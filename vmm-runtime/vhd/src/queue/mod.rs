@@ -1,0 +1,425 @@
+//! Requests to a disk without waiting for them: many in flight, each with
+//! something to do when it is over.
+//!
+//! What lies in one file in one piece is submitted to the kernel (`ring`),
+//! where that has io_uring; everything else, such as a write that allocates,
+//! is done by a few threads over the disk's own calls (`pool`). Reads of what
+//! is in the page cache take neither way, they are over at once; writes to
+//! the page cache are done by the threads, since the kernel would do no other
+//! than have a thread of its own do them.
+
+mod place;
+mod pool;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, IoSliceMut};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use rustix::io::ReadWriteFlags;
+
+use crate::block::{BlockDevice, Extent, IoError};
+
+pub(crate) use place::Holds;
+pub use place::{Intent, Place};
+use pool::Pool;
+use ring::{Flight, Ring};
+
+/// What a disk is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Fills the buffer with the bytes from `offset` on.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// As long as what is to be read. Comes back with the reply.
+        buf: Vec<u8>,
+    },
+    /// Writes bytes.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// Comes back with the reply.
+        buf: Vec<u8>,
+        /// Whether it is durable when it is over.
+        fua: bool,
+    },
+    /// See [`BlockDevice::flush`].
+    Flush,
+    /// See [`BlockDevice::discard`].
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// See [`BlockDevice::write_zeroes`].
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Whether it is durable when it is over.
+        fua: bool,
+    },
+    /// See [`BlockDevice::block_status`].
+    BlockStatus {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+/// What comes of a [`Request`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// The buffer of a read or a write; empty for others.
+    pub buf: Vec<u8>,
+    /// The answer to a block status request; empty for others.
+    pub extents: Vec<Extent>,
+}
+
+/// By which means requests are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// io_uring where the kernel has it and lets us use it, and where it is
+    /// faster: for reads, and for writes past the page cache. Else threads.
+    Auto,
+    /// io_uring for every request that can be located; an error where there
+    /// is none.
+    IoUring,
+    /// Threads alone.
+    Threads,
+}
+
+/// How a [`Queue`] works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueOptions {
+    /// How many requests may be in flight, 1 to [`QueueOptions::MAX_DEPTH`].
+    pub depth: usize,
+    /// How many threads there may be for what the kernel can't do by itself, 1
+    /// to [`QueueOptions::MAX_THREADS`]. They are started as they are needed.
+    pub threads: usize,
+    /// By which means.
+    pub backend: Backend,
+}
+
+impl QueueOptions {
+    /// The most requests in flight.
+    pub const MAX_DEPTH: usize = 4096;
+    /// The most threads.
+    pub const MAX_THREADS: usize = 64;
+}
+
+impl Default for QueueOptions {
+    /// 128 requests, 8 threads, whatever backend there is.
+    fn default() -> QueueOptions {
+        QueueOptions {
+            depth: 128,
+            threads: 8,
+            backend: Backend::Auto,
+        }
+    }
+}
+
+/// What is done when a request is over. Must not block, nor submit to the
+/// same queue: it may run in a thread that others wait for.
+type Completion = Box<dyn FnOnce(Result<Reply, IoError>) + Send>;
+
+/// Carries out requests to a disk. Requests in flight at the same time are in
+/// no order; a flush covers those that were over before it was submitted.
+///
+/// Dropping the queue waits until everything in flight is over.
+pub struct Queue {
+    shared: Arc<Shared>,
+    pool: Arc<Pool>,
+    ring: Option<Ring>,
+    why_no_ring: Option<io::Error>,
+    backend: Backend,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue")
+            .field("backend", &self.backend())
+            .field("in_flight", &self.shared.in_flight.count())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the threads of a queue share.
+struct Shared {
+    disk: Arc<dyn BlockDevice>,
+    in_flight: InFlight,
+}
+
+impl Queue {
+    /// A queue of requests to `disk`. An error if an option is out of its
+    /// range, or if io_uring is asked for and can't be had.
+    pub fn new(disk: Arc<dyn BlockDevice>, options: QueueOptions) -> io::Result<Queue> {
+        let QueueOptions {
+            depth,
+            threads,
+            backend,
+        } = options;
+        let (Some(limit), Some(threads)) = (NonZeroUsize::new(depth), NonZeroUsize::new(threads))
+        else {
+            return Err(bad_options(options));
+        };
+        if depth > QueueOptions::MAX_DEPTH || threads.get() > QueueOptions::MAX_THREADS {
+            return Err(bad_options(options));
+        }
+        let shared = Arc::new(Shared {
+            disk,
+            in_flight: InFlight::new(limit),
+        });
+        let pool = Arc::new(Pool::new(threads));
+        let ring = match backend {
+            Backend::Threads => None,
+            Backend::Auto | Backend::IoUring => Some(Ring::new(depth, &shared, &pool)),
+        };
+        let (ring, why_no_ring) = match ring {
+            None => (None, None),
+            Some(Ok(ring)) => (Some(ring), None),
+            Some(Err(error)) if backend == Backend::IoUring => return Err(error),
+            Some(Err(error)) => (None, Some(error)),
+        };
+        Ok(Queue {
+            shared,
+            pool,
+            ring,
+            why_no_ring,
+            backend,
+        })
+    }
+
+    /// What is in use: io_uring or threads.
+    pub fn backend(&self) -> Backend {
+        match self.ring {
+            Some(_) => Backend::IoUring,
+            None => Backend::Threads,
+        }
+    }
+
+    /// Why io_uring is not in use although [`Backend::Auto`] would have it.
+    pub fn why_no_ring(&self) -> Option<&io::Error> {
+        self.why_no_ring.as_ref()
+    }
+
+    /// Submits a request, once fewer than [`QueueOptions::depth`] are in
+    /// flight. `completion` is called when it is over, by any thread, this
+    /// one included, maybe before this call returns. It must neither block
+    /// nor submit to this queue.
+    pub fn submit(
+        &self,
+        request: Request,
+        completion: impl FnOnce(Result<Reply, IoError>) + Send + 'static,
+    ) {
+        self.shared.in_flight.enter();
+        let job = Job {
+            request,
+            completion: Box::new(completion),
+        };
+        let Some(job) = self.try_located(job) else {
+            return;
+        };
+        self.pool.push(&self.shared, job);
+    }
+
+    /// Does or submits what lies in one piece in one file. Returns the rest.
+    fn try_located(&self, job: Job) -> Option<Job> {
+        let (intent, offset, len) = match &job.request {
+            Request::Read { offset, buf } => (Intent::Read, *offset, buf.len()),
+            Request::Write { offset, buf, .. } => (Intent::Write, *offset, buf.len()),
+            _ => return Some(job),
+        };
+        // A pool thread writes as fast through the page cache, and does not
+        // need a worker of the kernel for it.
+        let writes = intent == Intent::Write;
+        if writes && self.ring.is_none() {
+            return Some(job);
+        }
+        let Some(place) = self.shared.disk.locate(intent, offset, len as u64) else {
+            return Some(job);
+        };
+        if writes && self.backend == Backend::Auto && place.alignment == 1 {
+            return Some(job);
+        }
+        let job = match job {
+            Job {
+                request: Request::Read { offset, mut buf },
+                completion,
+            } => {
+                let try_cache = place.alignment == 1 && self.backend != Backend::IoUring;
+                if try_cache && is_cached(&place, &mut buf) {
+                    drop(place);
+                    let reply = Reply {
+                        buf,
+                        ..Reply::default()
+                    };
+                    self.shared.finish(completion, Ok(reply));
+                    return None;
+                }
+                Job {
+                    request: Request::Read { offset, buf },
+                    completion,
+                }
+            }
+            job => job,
+        };
+        match (&self.ring, Flight::new(place, job)) {
+            (Some(ring), Ok(flight)) => ring.start(flight),
+            (None, Ok(flight)) => Some(flight.into_job()),
+            (_, Err(job)) => Some(job),
+        }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.shared.in_flight.wait_for_none();
+        // The ring's thread may still hand something to the pool, so it ends
+        // first.
+        self.ring = None;
+        self.pool.end();
+    }
+}
+
+/// Reads what the page cache holds all of. False if it doesn't; then the
+/// buffer holds anything.
+fn is_cached(place: &Place, buf: &mut [u8]) -> bool {
+    let len = buf.len();
+    let mut parts = [IoSliceMut::new(buf)];
+    let read = rustix::io::preadv2(
+        &place.file,
+        &mut parts,
+        place.offset,
+        ReadWriteFlags::NOWAIT,
+    );
+    read.is_ok_and(|read| read == len)
+}
+
+fn bad_options(options: QueueOptions) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!(
+            "a queue has a depth of 1 to {} and 1 to {} threads, not {} and {}",
+            QueueOptions::MAX_DEPTH,
+            QueueOptions::MAX_THREADS,
+            options.depth,
+            options.threads
+        ),
+    )
+}
+
+/// A request and what is to be done when it is over.
+struct Job {
+    request: Request,
+    completion: Completion,
+}
+
+impl Shared {
+    /// Carries a request out with the disk's own calls.
+    fn execute(&self, job: Job) {
+        let Job {
+            request,
+            completion,
+        } = job;
+        // Whatever happens to it.
+        let leaving = Leaving(&self.in_flight);
+        let disk = &self.disk;
+        let mut reply = Reply::default();
+        let mut durable = false;
+        let result = match request {
+            Request::Read { offset, mut buf } => {
+                let result = disk.read_at(&mut buf, offset);
+                reply.buf = buf;
+                result
+            }
+            Request::Write { offset, buf, fua } => {
+                let result = disk.write_at(&buf, offset);
+                reply.buf = buf;
+                durable = fua;
+                result
+            }
+            Request::Flush => disk.flush(),
+            Request::Discard { offset, len } => disk.discard(offset, len),
+            Request::WriteZeroes { offset, len, fua } => {
+                durable = fua;
+                disk.write_zeroes(offset, len)
+            }
+            Request::BlockStatus { offset, len } => disk
+                .block_status(offset, len)
+                .map(|extents| reply.extents = extents),
+        };
+        let result = match result {
+            Ok(()) if durable => disk.flush(),
+            result => result,
+        };
+        completion(result.map(|()| reply));
+        drop(leaving);
+    }
+
+    /// Tells that a request is over.
+    fn finish(&self, completion: Completion, result: Result<Reply, IoError>) {
+        let _leaving = Leaving(&self.in_flight);
+        completion(result);
+    }
+}
+
+/// Counts requests.
+struct InFlight {
+    limit: NonZeroUsize,
+    count: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl InFlight {
+    fn new(limit: NonZeroUsize) -> InFlight {
+        InFlight {
+            limit,
+            count: Mutex::new(0),
+            fewer: Condvar::new(),
+        }
+    }
+
+    fn count(&self) -> usize {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_below(&self, limit: usize) -> std::sync::MutexGuard<'_, usize> {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count >= limit {
+            count = self
+                .fewer
+                .wait(count)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        count
+    }
+
+    fn enter(&self) {
+        *self.wait_below(self.limit.get()) += 1;
+    }
+
+    fn wait_for_none(&self) {
+        drop(self.wait_below(1));
+    }
+}
+
+/// Counts a request as over when it is dropped: once that has been told, so
+/// that who waits for the end of the queue has heard of everything.
+struct Leaving<'a>(&'a InFlight);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0 || *count + 1 == self.0.limit.get() {
+            self.0.fewer.notify_all();
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Where the bytes of a request lie in a file, and the right to them.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::gate::HeldPass;
+
+/// What a request located with [`BlockDevice::locate`] is to do.
+///
+/// [`BlockDevice::locate`]: crate::BlockDevice::locate
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// Only reading.
+    Read,
+    /// Writing: the place then holds a pass of the disk's gate.
+    Write,
+}
+
+/// A range of a disk as it lies in one file, in one piece. For as long as it
+/// is held, those bytes belong to that range; a place to write holds the
+/// gate's pass, too. Opaque: a [`Queue`](crate::Queue) knows what to do with
+/// it.
+#[derive(Debug)]
+pub struct Place {
+    pub(super) file: Arc<File>,
+    pub(super) offset: u64,
+    /// What offset, length and address of a buffer must be multiples of; 1
+    /// when the page cache takes everything.
+    pub(super) alignment: usize,
+    /// Told that the file has changed.
+    unsynced: Option<Arc<AtomicBool>>,
+    /// Given back in this order, after that.
+    _hold: Option<Hold>,
+    _pass: Option<HeldPass>,
+}
+
+impl Place {
+    /// A place to read from.
+    pub(crate) fn to_read(file: Arc<File>, offset: u64, alignment: usize) -> Place {
+        Place {
+            file,
+            offset,
+            alignment,
+            unsynced: None,
+            _hold: None,
+            _pass: None,
+        }
+    }
+
+    /// A place to write to.
+    pub(crate) fn to_write(
+        file: Arc<File>,
+        offset: u64,
+        alignment: usize,
+        unsynced: Arc<AtomicBool>,
+        pass: HeldPass,
+    ) -> Place {
+        Place {
+            file,
+            offset,
+            alignment,
+            unsynced: Some(unsynced),
+            _hold: None,
+            _pass: Some(pass),
+        }
+    }
+
+    /// The same place, with what keeps it from changing hands.
+    pub(crate) fn holding(self, hold: Hold) -> Place {
+        let (mut place, hold) = (self, Some(hold));
+        place._hold = hold;
+        place
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Whether it was written or not: part of it may be.
+        if let Some(unsynced) = &self.unsynced {
+            unsynced.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Counts the places that are held, so that who wants to give the bytes to
+/// someone else can wait for them.
+#[derive(Debug, Default)]
+pub(crate) struct Holds(Arc<Counter>);
+
+#[derive(Debug, Default)]
+struct Counter {
+    held: Mutex<u32>,
+    none: Condvar,
+}
+
+impl Counter {
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One place that is held.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<Counter>);
+
+impl Holds {
+    pub(crate) fn hold(&self) -> Hold {
+        *self.0.lock() += 1;
+        Hold(Arc::clone(&self.0))
+    }
+
+    /// Waits until no place is held. The caller sees to it that none is taken
+    /// meanwhile.
+    pub(crate) fn wait(&self) {
+        let mut held = self.0.lock();
+        while *held > 0 {
+            held = self
+                .0
+                .none
+                .wait(held)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut held = self.0.lock();
+        *held -= 1;
+        if *held == 0 {
+            self.0.none.notify_all();
+        }
+    }
+}

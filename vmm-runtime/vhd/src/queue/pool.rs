@@ -1,0 +1,104 @@
+//! A few threads that carry requests out, started as they are needed.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use super::{Job, Shared};
+
+/// Of the threads; none recurses deeper than a chain is long.
+const STACK_BYTES: usize = 512 << 10;
+
+pub(super) struct Pool {
+    limit: NonZeroUsize,
+    state: Mutex<State>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// No more than the queue's depth.
+    jobs: VecDeque<(Arc<Shared>, Job)>,
+    idle: usize,
+    threads: Vec<JoinHandle<()>>,
+    ending: bool,
+}
+
+impl Pool {
+    pub(super) fn new(limit: NonZeroUsize) -> Pool {
+        Pool {
+            limit,
+            state: Mutex::default(),
+            more: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a request carried out by a thread; by this one if there is none
+    /// and none can be started.
+    pub(super) fn push(self: &Arc<Pool>, shared: &Arc<Shared>, job: Job) {
+        let mut state = self.lock();
+        state.jobs.push_back((Arc::clone(shared), job));
+        if state.idle >= state.jobs.len() {
+            self.more.notify_one();
+            return;
+        }
+        if state.threads.len() < self.limit.get() {
+            let pool = Arc::clone(self);
+            let thread = Builder::new()
+                .name("disk-queue".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn(move || pool.work());
+            state.threads.extend(thread.ok());
+        }
+        if state.threads.is_empty()
+            && let Some((shared, job)) = state.jobs.pop_front()
+        {
+            drop(state);
+            shared.execute(job);
+            return;
+        }
+        self.more.notify_one();
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some((shared, job)) = state.jobs.pop_front() {
+                drop(state);
+                // A completion that panics is its owner's business, and must
+                // not take a thread from the others.
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    shared.execute(job);
+                }));
+                state = self.lock();
+            } else if state.ending {
+                return;
+            } else {
+                state.idle += 1;
+                state = self
+                    .more
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
+        }
+    }
+
+    /// Ends the threads once they have nothing to do.
+    pub(super) fn end(&self) {
+        let threads = {
+            let mut state = self.lock();
+            state.ending = true;
+            self.more.notify_all();
+            std::mem::take(&mut state.threads)
+        };
+        for thread in threads {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! Queues with either backend, compared with a vector of bytes.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::block::{ExtentKind, IoErrorKind};
+use crate::image::random::Random;
+use crate::{Access, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, Pool as Folder, Vhd};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 8 * MIB;
+
+fn options(backend: Backend) -> QueueOptions {
+    QueueOptions {
+        depth: 16,
+        threads: 3,
+        backend,
+    }
+}
+
+/// A queue over `disk`; `None`, and says so, if this machine has no io_uring.
+fn queue(disk: &Arc<dyn BlockDevice>, backend: Backend) -> Option<Queue> {
+    match Queue::new(Arc::clone(disk), options(backend)) {
+        Ok(queue) => Some(queue),
+        Err(error) => {
+            assert_eq!(backend, Backend::IoUring, "{error}");
+            println!("skipped: no io_uring here: {error}");
+            None
+        }
+    }
+}
+
+/// How many requests a queue has given to the kernel.
+fn submitted(queue: &Queue) -> u64 {
+    queue.ring.as_ref().map_or(0, Ring::submitted)
+}
+
+/// Submits a request and waits for its end.
+fn ask(queue: &Queue, request: Request) -> Result<Reply, IoError> {
+    let (sender, receiver) = channel();
+    queue.submit(request, move |result| sender.send(result).unwrap());
+    receiver.recv_timeout(Duration::from_secs(60)).unwrap()
+}
+
+fn write(offset: u64, buf: Vec<u8>) -> Request {
+    Request::Write {
+        offset,
+        buf,
+        fua: false,
+    }
+}
+
+struct TestDisk {
+    dir: tempfile::TempDir,
+    name: &'static str,
+    content: Vec<u8>,
+}
+
+impl TestDisk {
+    /// A disk of a kind (`fixed`, `dynamic`, `child`), some of it written.
+    fn new(kind: &'static str, random: &mut Random) -> TestDisk {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Folder::open(dir.path()).unwrap();
+        let disk_type = match kind {
+            "fixed" => DiskType::Fixed,
+            _ => DiskType::Dynamic,
+        };
+        let size = DiskSize::from_bytes(SIZE).unwrap();
+        let mut content = vec![0; SIZE as usize];
+        let mut scribble = |disk: &Vhd| {
+            for _ in 0..20 {
+                let range = random.range(SIZE, 300_000);
+                let bytes = random.bytes(range.end - range.start);
+                disk.write_at(&bytes, range.start).unwrap();
+                content[range.start as usize..range.end as usize].copy_from_slice(&bytes);
+            }
+        };
+        let base = Vhd::create(&pool, "base.vhd", &CreateOptions::new(disk_type, size)).unwrap();
+        scribble(&base);
+        base.close().unwrap();
+        let mut name = "base.vhd";
+        if kind == "child" {
+            for child in ["middle.vhd", "top.vhd"] {
+                let options = ChildOptions::new();
+                let disk = Vhd::create_child(&pool, child, &pool, name, &options).unwrap();
+                scribble(&disk);
+                disk.close().unwrap();
+                name = child;
+            }
+        }
+        TestDisk { dir, name, content }
+    }
+
+    fn open(&self, gate: Gate) -> Arc<dyn BlockDevice> {
+        let pool = Folder::open(self.dir.path()).unwrap();
+        Arc::new(Vhd::open(&pool, self.name, Access::ReadWrite, gate).unwrap())
+    }
+}
+
+/// Sixteen requests at a time, each within a part of the disk of its own.
+fn run(seed: u64, kind: &'static str, backend: Backend) {
+    let mut random = Random::new(seed);
+    let mut disk = TestDisk::new(kind, &mut random);
+    let device = disk.open(Gate::open());
+    let Some(queue) = queue(&device, backend) else {
+        return;
+    };
+    let told = Arc::new(AtomicUsize::new(0));
+    let rounds = 40;
+    for _ in 0..rounds {
+        let (sender, receiver) = channel();
+        for lane in 0..16 {
+            let part = SIZE / 16;
+            let mut range = random.range(part, 70_000);
+            if random.below(2) == 0 {
+                // As a file system does.
+                range = range.start / 4096 * 4096..range.end / 4096 * 4096;
+            }
+            let offset = lane * part + range.start;
+            let len = range.end - range.start;
+            let span = offset as usize..(offset + len) as usize;
+            let mut expected = Reply::default();
+            let request = match random.below(12) {
+                0..4 => {
+                    expected.buf = disk.content[span].to_vec();
+                    let buf = vec![0xaa; len as usize];
+                    Request::Read { offset, buf }
+                }
+                4..8 => {
+                    let buf = random.bytes(len);
+                    disk.content[span].copy_from_slice(&buf);
+                    expected.buf.clone_from(&buf);
+                    let fua = random.below(8) == 0;
+                    Request::Write { offset, buf, fua }
+                }
+                8 => {
+                    disk.content[span].fill(0);
+                    let fua = random.below(2) == 0;
+                    Request::WriteZeroes { offset, len, fua }
+                }
+                9 => {
+                    disk.content[span].fill(0);
+                    Request::Discard { offset, len }
+                }
+                10 => Request::BlockStatus { offset, len },
+                _ => Request::Flush,
+            };
+            let (sender, told) = (sender.clone(), Arc::clone(&told));
+            let status = matches!(request, Request::BlockStatus { .. });
+            queue.submit(request, move |result| {
+                told.fetch_add(1, Ordering::SeqCst);
+                sender.send((expected, status, result)).unwrap();
+            });
+        }
+        drop(sender);
+        for _ in 0..16 {
+            let (expected, status, result) =
+                receiver.recv_timeout(Duration::from_secs(60)).unwrap();
+            let reply = result.unwrap();
+            if status {
+                for extent in reply.extents {
+                    let end = extent.offset + extent.len;
+                    let bytes = &disk.content[extent.offset as usize..end as usize];
+                    assert!(extent.kind == ExtentKind::Data || bytes.iter().all(|b| *b == 0));
+                }
+            } else {
+                assert!(reply == expected, "seed {seed}: a wrong reply");
+            }
+        }
+    }
+    if backend == Backend::IoUring {
+        assert_eq!(queue.backend(), Backend::IoUring);
+        assert!(submitted(&queue) > 50, "{} submitted", submitted(&queue));
+    }
+    drop(queue);
+    assert_eq!(told.load(Ordering::SeqCst), 16 * rounds);
+    device.flush().unwrap();
+    drop(device);
+    let mut found = vec![0; SIZE as usize];
+    disk.open(Gate::open()).read_at(&mut found, 0).unwrap();
+    assert!(found == disk.content, "seed {seed}: the disk differs");
+}
+
+#[test]
+fn queues_do_what_a_vector_does() {
+    for (seed, kind) in ["fixed", "dynamic", "child"].into_iter().enumerate() {
+        for backend in [Backend::Threads, Backend::IoUring, Backend::Auto] {
+            run(seed as u64, kind, backend);
+        }
+    }
+}
+
+#[test]
+fn a_closed_gate_lets_nothing_be_submitted() {
+    for kind in ["fixed", "dynamic", "child"] {
+        for backend in [Backend::Threads, Backend::IoUring, Backend::Auto] {
+            let disk = TestDisk::new(kind, &mut Random::new(7));
+            let gate = Gate::open();
+            let device = disk.open(gate.clone());
+            let Some(queue) = queue(&device, backend) else {
+                continue;
+            };
+            ask(&queue, write(4096, vec![1; 4096])).unwrap();
+            let before = submitted(&queue);
+            let file = || std::fs::read(disk.dir.path().join(disk.name)).unwrap();
+            let content = file();
+            gate.close();
+            assert!(device.locate(Intent::Write, 4096, 4096).is_none());
+            for request in [
+                write(4096, vec![2; 4096]),
+                Request::Write {
+                    offset: 0,
+                    buf: vec![2; 100],
+                    fua: true,
+                },
+                Request::Discard {
+                    offset: 0,
+                    len: SIZE,
+                },
+                Request::WriteZeroes {
+                    offset: 0,
+                    len: 8192,
+                    fua: false,
+                },
+                Request::Flush,
+            ] {
+                let error = ask(&queue, request).unwrap_err();
+                assert_eq!(error.kind(), IoErrorKind::GateClosed, "{kind}, {backend:?}");
+            }
+            assert_eq!(submitted(&queue), before);
+            assert!(file() == content, "{kind}, {backend:?}");
+            assert!(gate.drain(Duration::ZERO));
+        }
+    }
+}
+
+/// A disk that is the end of a pipe: what is written stays in flight until
+/// somebody reads.
+struct Pipe {
+    file: Arc<File>,
+    gate: Gate,
+    unsynced: Arc<std::sync::atomic::AtomicBool>,
+    flushes: AtomicU64,
+}
+
+impl BlockDevice for Pipe {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> Result<(), IoError> {
+        panic!("not by this way");
+    }
+    fn flush(&self) -> Result<(), IoError> {
+        assert!(
+            self.unsynced.load(Ordering::SeqCst),
+            "told before the flush"
+        );
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn block_status(&self, _: u64, _: u64) -> Result<Vec<Extent>, IoError> {
+        Ok(Vec::new())
+    }
+    fn locate(&self, _: Intent, _: u64, _: u64) -> Option<Place> {
+        let pass = self.gate.enter_held().ok()?;
+        let (file, unsynced) = (Arc::clone(&self.file), Arc::clone(&self.unsynced));
+        Some(Place::to_write(file, 0, 1, unsynced, pass))
+    }
+}
+
+fn pipe() -> (File, Arc<Pipe>) {
+    let (read, write): (OwnedFd, OwnedFd) = rustix::pipe::pipe().unwrap();
+    let pipe = Pipe {
+        file: Arc::new(write.into()),
+        gate: Gate::open(),
+        unsynced: Arc::default(),
+        flushes: AtomicU64::new(0),
+    };
+    (read.into(), Arc::new(pipe))
+}
+
+#[test]
+fn a_drain_waits_for_what_the_kernel_has() {
+    let (mut reader, pipe) = pipe();
+    let device: Arc<dyn BlockDevice> = pipe.clone();
+    let Some(queue) = queue(&device, Backend::IoUring) else {
+        return;
+    };
+    // As much as the pipe takes, and a bit.
+    let full = rustix::pipe::fcntl_getpipe_size(&pipe.file).unwrap();
+    (&*pipe.file).write_all(&vec![5; full]).unwrap();
+    let (sender, receiver) = channel();
+    queue.submit(write(0, vec![6; 512]), move |result| {
+        sender.send(result.is_ok()).unwrap();
+    });
+    pipe.gate.close();
+    assert!(!pipe.gate.drain(Duration::from_millis(20)));
+    assert!(receiver.try_recv().is_err());
+    let mut found = vec![0; full + 512];
+    reader.read_exact(&mut found).unwrap();
+    assert!(pipe.gate.drain(Duration::from_secs(60)));
+    assert!(pipe.unsynced.load(Ordering::SeqCst));
+    assert!(receiver.recv_timeout(Duration::from_secs(60)).unwrap());
+    assert!(found[..full].iter().all(|&byte| byte == 5));
+    assert_eq!(found[full..], [6; 512]);
+}
+
+#[test]
+fn what_is_to_be_durable_is_flushed_before_it_is_told() {
+    let (_reader, pipe) = pipe();
+    let device: Arc<dyn BlockDevice> = pipe.clone();
+    let Some(queue) = queue(&device, Backend::IoUring) else {
+        return;
+    };
+    ask(&queue, write(0, vec![1; 512])).unwrap();
+    assert_eq!(pipe.flushes.load(Ordering::SeqCst), 0);
+    let request = Request::Write {
+        offset: 0,
+        buf: vec![2; 512],
+        fua: true,
+    };
+    let reply = ask(&queue, request).unwrap();
+    assert_eq!(reply.buf, vec![2; 512]);
+    assert_eq!(pipe.flushes.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_region_does_not_change_hands_while_the_kernel_uses_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = Folder::open(dir.path()).unwrap();
+    let size = DiskSize::from_bytes(SIZE).unwrap();
+    let disk = Vhd::create(&pool, "a.vhd", &CreateOptions::new(DiskType::Dynamic, size)).unwrap();
+    disk.write_at(&[1; 4096], 0).unwrap();
+    let place = disk.locate(Intent::Write, 0, 4096).unwrap();
+    let released = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            disk.discard(0, 2 * MIB).unwrap();
+            assert!(released.load(Ordering::SeqCst), "the block was taken away");
+        });
+        // Until the other thread waits for the place, or is past it.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while disk.locate(Intent::Write, 0, 4096).is_some() {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+        released.store(true, Ordering::SeqCst);
+        drop(place);
+    });
+    assert!(disk.locate(Intent::Write, 0, 4096).is_none());
+}
+
+/// Counts how many reads are under way at once.
+#[derive(Default)]
+struct Counting {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl BlockDevice for Counting {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+    fn read_only(&self) -> bool {
+        true
+    }
+    fn read_at(&self, buf: &mut [u8], _: u64) -> Result<(), IoError> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        std::thread::yield_now();
+        buf.fill(9);
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> Result<(), IoError> {
+        Err(IoError::ReadOnly)
+    }
+    fn flush(&self) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<(), IoError> {
+        Err(IoError::ReadOnly)
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> Result<(), IoError> {
+        Err(IoError::ReadOnly)
+    }
+    fn block_status(&self, _: u64, _: u64) -> Result<Vec<Extent>, IoError> {
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn the_number_in_flight_is_bounded_and_dropping_waits_for_it() {
+    let device = Arc::new(Counting::default());
+    let options = QueueOptions {
+        depth: 2,
+        threads: 8,
+        backend: Backend::Threads,
+    };
+    let queue = Queue::new(device.clone(), options).unwrap();
+    let told = Arc::new(AtomicUsize::new(0));
+    for _ in 0..500 {
+        let told = Arc::clone(&told);
+        let request = Request::Read {
+            offset: 0,
+            buf: vec![0; 10],
+        };
+        queue.submit(request, move |result| {
+            assert_eq!(result.unwrap().buf, [9; 10]);
+            told.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    drop(queue);
+    assert_eq!(told.load(Ordering::SeqCst), 500);
+    let most = device.most.load(Ordering::SeqCst);
+    assert!((1..=2).contains(&most), "{most} at once");
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let device: Arc<dyn BlockDevice> = Arc::new(Counting::default());
+    for (depth, threads) in [(0, 1), (1, 0), (4097, 1), (1, 65)] {
+        let options = QueueOptions {
+            depth,
+            threads,
+            backend: Backend::Auto,
+        };
+        let error = Queue::new(device.clone(), options).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+}
