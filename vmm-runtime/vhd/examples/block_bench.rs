@@ -5,7 +5,8 @@
 //!
 //! - `raw`, `fixed`, `dynamic`, `chain1`, `chain10`: reads and overwrites of
 //!   a disk that is full; `allocate`: writes to a new disk, each to a block of
-//!   its own as far as there are any;
+//!   its own as far as there are any; `queue`: the dynamic disk through a
+//!   queue of depth 32, with io_uring and with threads;
 //! - `import`, `export`: a raw image of 4 GiB, every second MiB of it random,
 //!   to a dynamic disk and back;
 //! - `check`, `serve`: a dynamic disk of 2040 GiB all blocks of which are
@@ -20,13 +21,14 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use paddock_vhd::{
-    Access, BlockDevice, ChildOptions, CreateOptions, DiskSize, DiskType, Extent, Gate,
-    ImportOptions, IoError, ParentSearch, Pool, Vhd, check, export_raw, import_raw,
+    Access, Backend, BlockDevice, Buffer, ChildOptions, CreateOptions, DiskSize, DiskType, Extent,
+    Gate, ImportOptions, IoError, ParentSearch, Pool, Queue, QueueOptions, Request, Vhd, check,
+    export_raw, import_raw,
 };
 
 const MIB: u64 = 1 << 20;
@@ -138,6 +140,41 @@ fn requests(disk: &dyn BlockDevice, kind: Kind, threads: u64, time: Duration) ->
     done.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64()
 }
 
+/// Requests per second through a queue of depth 32.
+fn queued(disk: &Arc<dyn BlockDevice>, kind: Kind, backend: Backend, time: Duration) -> f64 {
+    let options = QueueOptions {
+        depth: 32,
+        threads: 8,
+        backend,
+    };
+    let queue = Queue::new(disk.clone(), options).unwrap();
+    let mut numbers = Numbers(88_172_645_463_325_252);
+    let spare = Arc::new(Mutex::new(vec![Buffer::new(REQUEST); 33]));
+    let mut done = 0;
+    let started = Instant::now();
+    while done % 64 != 0 || started.elapsed() < time {
+        let offset = numbers.next() % (disk.size() / REQUEST as u64) * REQUEST as u64;
+        let buf = spare.lock().unwrap().pop();
+        let buf = buf.unwrap_or_else(|| Buffer::new(REQUEST));
+        let request = match kind {
+            Kind::Read => Request::Read { offset, buf },
+            _ => Request::Write {
+                offset,
+                buf,
+                fua: false,
+            },
+        };
+        let spare = spare.clone();
+        queue.submit(request, move |result| {
+            spare.lock().unwrap().push(result.unwrap().buf);
+        });
+        done += 1;
+    }
+    drop(queue);
+    disk.flush().unwrap();
+    f64::from(done) / started.elapsed().as_secs_f64()
+}
+
 fn fill(disk: &dyn BlockDevice) {
     let mut buf = vec![0; 2 * MIB as usize];
     Numbers(1).fill(&mut buf);
@@ -148,14 +185,14 @@ fn fill(disk: &dyn BlockDevice) {
 }
 
 fn measure(name: &str, disk: &dyn BlockDevice, kinds: &[Kind]) {
-    let time = Duration::from_secs(4);
+    let time = Duration::from_secs(3);
     for &kind in kinds {
         let what = match kind {
             Kind::Read => "read",
             Kind::Overwrite => "overwrite",
             Kind::Allocate => "allocate",
         };
-        for threads in [1, 8, 32] {
+        for threads in [1, 32] {
             let rate = requests(disk, kind, threads, time);
             println!("{name} {what} x{threads}: {rate:.0} per second");
         }
@@ -295,6 +332,20 @@ fn main() {
                 let disk = Vhd::create(&pool, &name, &options(disk_type, DISK)).unwrap();
                 fill(&disk);
                 measure(&case, &disk, &[Kind::Read, Kind::Overwrite]);
+            }
+            "queue" => {
+                remove("queue.vhd");
+                let options = options(DiskType::Dynamic, DISK);
+                let disk = Vhd::create(&pool, "queue.vhd", &options).unwrap();
+                fill(&disk);
+                let disk: Arc<dyn BlockDevice> = Arc::new(disk);
+                let time = Duration::from_secs(3);
+                for (kind, what) in [(Kind::Read, "read"), (Kind::Overwrite, "overwrite")] {
+                    for backend in [Backend::Auto, Backend::IoUring, Backend::Threads] {
+                        let rate = queued(&disk, kind, backend, time);
+                        println!("queue {what} {backend:?}: {rate:.0} per second");
+                    }
+                }
             }
             "allocate" => {
                 for threads in [1, 32] {

@@ -85,7 +85,7 @@ pub use lock::{LockInfo, LockOwner, LockOwnerError};
 pub use merge::{MergeOptions, MergeReport, merge};
 pub use operation::OperationError;
 pub use pool::{Pool, PoolError, PoolSpace};
-pub use queue::{Backend, Intent, Place, Queue, QueueOptions, Reply, Request};
+pub use queue::{Backend, Buffer, Intent, Place, Queue, QueueOptions, Reply, Request};
 pub use remove::{RemoveError, remove};
 pub use repair::{RepairReport, discard_repair_journal, repair, repair_in_place, undo_repair};
 pub use reparent::reparent;

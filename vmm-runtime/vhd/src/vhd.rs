@@ -20,7 +20,7 @@ use crate::pool::{Place, Pool};
 use crate::queue::{self, Intent};
 use crate::repair;
 use crate::resize;
-use crate::storage::{Backing, FileStorage};
+use crate::storage::{Backing, DirectStorage, FileStorage, Storage};
 
 /// How a disk is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,16 +52,19 @@ pub struct OpenOptions {
     gate: Gate,
     search: ParentSearch,
     owner: Option<LockOwner>,
+    direct: bool,
 }
 
 impl OpenOptions {
-    /// A gate that is open, parents where the disk says, no owner.
+    /// A gate that is open, parents where the disk says, no owner, through the
+    /// page cache.
     pub fn new(access: Access) -> OpenOptions {
         OpenOptions {
             access,
             gate: Gate::open(),
             search: ParentSearch::new(),
             owner: None,
+            direct: false,
         }
     }
 
@@ -98,16 +101,19 @@ impl OpenOptions {
         }
     }
 
+    /// The disk's own file is read and written past the page cache
+    /// (`O_DIRECT`), as far as requests are of whole pages; those that are not
+    /// are copied, or go through the cache. Parents, which many share, are
+    /// read through the page cache. Where the file system can't, opening fails
+    /// with [`OpenError::Io`] of the kind `Unsupported`.
+    #[must_use]
+    pub fn direct(self, direct: bool) -> OpenOptions {
+        OpenOptions { direct, ..self }
+    }
+
     /// Opens the disk `rel`, see [`Vhd::open_with`].
     pub fn open(&self, pool: &Pool, rel: impl AsRef<Path>) -> Result<Vhd, OpenError> {
-        let opened = Opened::open_as(
-            pool,
-            rel.as_ref(),
-            self.access,
-            self.gate.clone(),
-            &self.search,
-            self.owner.as_ref(),
-        )?;
+        let opened = Opened::open_as(pool, rel.as_ref(), self)?;
         Ok(Vhd::new(
             opened.image,
             opened.disk_type,
@@ -255,19 +261,13 @@ impl Opened {
         gate: Gate,
         search: &ParentSearch,
     ) -> Result<Opened, OpenError> {
-        Opened::open_as(pool, rel, access, gate, search, None)
+        let options = OpenOptions::new(access).gate(gate).search(search.clone());
+        Opened::open_as(pool, rel, &options)
     }
 
-    fn open_as(
-        pool: &Pool,
-        rel: &Path,
-        access: Access,
-        gate: Gate,
-        search: &ParentSearch,
-        owner: Option<&LockOwner>,
-    ) -> Result<Opened, OpenError> {
-        let opened = Opened::open_unmarked(pool, rel, access, gate, search, owner)?;
-        if access == Access::ReadWrite {
+    fn open_as(pool: &Pool, rel: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
+        let opened = Opened::open_unmarked(pool, rel, options)?;
+        if options.access == Access::ReadWrite {
             // Whoever goes on with a merge into it must know of this.
             merge::marker::forget(&pool.place(rel)?)?;
         }
@@ -282,26 +282,20 @@ impl Opened {
         gate: Gate,
         search: &ParentSearch,
     ) -> Result<Opened, OpenError> {
-        Opened::open_unmarked(pool, rel, Access::ReadWrite, gate, search, None)
+        let options = OpenOptions::new(Access::ReadWrite);
+        Opened::open_unmarked(pool, rel, &options.gate(gate).search(search.clone()))
     }
 
-    fn open_unmarked(
-        pool: &Pool,
-        rel: &Path,
-        access: Access,
-        gate: Gate,
-        search: &ParentSearch,
-        owner: Option<&LockOwner>,
-    ) -> Result<Opened, OpenError> {
-        let mode = match access {
+    fn open_unmarked(pool: &Pool, rel: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
+        let mode = match options.access {
             Access::ReadOnly => Mode::Shared,
             Access::ReadWrite => Mode::Exclusive,
         };
         let place = pool.place(rel)?;
-        let owner = owner.map(|owner| (owner, &gate));
+        let owner = options.owner.as_ref().map(|owner| (owner, &options.gate));
         let (file, mut lock) = lock::open_owned(&place, mode, owner)
             .map_err(|error| OpenError::from_lock(rel, error))?;
-        match Contents::open(pool, &place, access, gate, search, file.into()) {
+        match Contents::open(pool, &place, options, file.into()) {
             Ok(Contents {
                 image,
                 found,
@@ -346,18 +340,29 @@ impl Contents {
     fn open(
         pool: &Pool,
         place: &Place,
-        access: Access,
-        gate: Gate,
-        search: &ParentSearch,
+        options: &OpenOptions,
         file: File,
     ) -> Result<Contents, OpenError> {
+        let &OpenOptions {
+            access,
+            ref gate,
+            ref search,
+            direct,
+            ..
+        } = options;
         let rel = place.rel();
         let (identity, modified) = chain::look_at(rel, &file)?;
-        let backing = Backing::new(
-            Box::new(FileStorage::new(file)),
-            gate,
-            &rel.to_string_lossy(),
-        );
+        let storage: Box<dyn Storage> = if direct {
+            let opened = DirectStorage::new(file);
+            Box::new(opened.map_err(|source| OpenError::Io {
+                path: rel.to_owned(),
+                operation: "open past the page cache",
+                source,
+            })?)
+        } else {
+            Box::new(FileStorage::new(file))
+        };
+        let backing = Backing::new(storage, gate.clone(), &rel.to_string_lossy());
         let refused = |refusal| OpenError::from_refusal(rel, refusal);
         // A resize may have been cut off, or a repair.
         let found = match access {

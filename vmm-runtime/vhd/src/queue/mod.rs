@@ -8,6 +8,7 @@
 //! the page cache are done by the threads, since the kernel would do no other
 //! than have a thread of its own do them.
 
+mod buffer;
 mod place;
 mod pool;
 mod ring;
@@ -22,7 +23,8 @@ use rustix::io::ReadWriteFlags;
 
 use crate::block::{BlockDevice, Extent, IoError};
 
-pub(crate) use place::Holds;
+pub use buffer::Buffer;
+pub(crate) use place::{Hold, Holds};
 pub use place::{Intent, Place};
 use pool::Pool;
 use ring::{Flight, Ring};
@@ -35,14 +37,14 @@ pub enum Request {
         /// First byte.
         offset: u64,
         /// As long as what is to be read. Comes back with the reply.
-        buf: Vec<u8>,
+        buf: Buffer,
     },
     /// Writes bytes.
     Write {
         /// First byte.
         offset: u64,
         /// Comes back with the reply.
-        buf: Vec<u8>,
+        buf: Buffer,
         /// Whether it is durable when it is over.
         fua: bool,
     },
@@ -77,7 +79,7 @@ pub enum Request {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reply {
     /// The buffer of a read or a write; empty for others.
-    pub buf: Vec<u8>,
+    pub buf: Buffer,
     /// The answer to a block status request; empty for others.
     pub extents: Vec<Extent>,
 }

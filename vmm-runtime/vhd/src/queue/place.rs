@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::gate::HeldPass;
+use crate::storage::FilePlace;
 
 /// What a request located with [`BlockDevice::locate`] is to do.
 ///
@@ -31,46 +32,47 @@ pub struct Place {
     /// Told that the file has changed.
     unsynced: Option<Arc<AtomicBool>>,
     /// Given back in this order, after that.
-    _hold: Option<Hold>,
+    _block: Option<Hold>,
+    _file: Option<Hold>,
     _pass: Option<HeldPass>,
 }
 
 impl Place {
     /// A place to read from.
-    pub(crate) fn to_read(file: Arc<File>, offset: u64, alignment: usize) -> Place {
+    pub(crate) fn to_read(place: FilePlace, offset: u64) -> Place {
         Place {
-            file,
+            file: place.file,
             offset,
-            alignment,
+            alignment: place.alignment,
             unsynced: None,
-            _hold: None,
+            _block: None,
+            _file: place.hold,
             _pass: None,
         }
     }
 
     /// A place to write to.
     pub(crate) fn to_write(
-        file: Arc<File>,
+        place: FilePlace,
         offset: u64,
-        alignment: usize,
         unsynced: Arc<AtomicBool>,
         pass: HeldPass,
     ) -> Place {
         Place {
-            file,
+            file: place.file,
             offset,
-            alignment,
+            alignment: place.alignment,
             unsynced: Some(unsynced),
-            _hold: None,
+            _block: None,
+            _file: place.hold,
             _pass: Some(pass),
         }
     }
 
-    /// The same place, with what keeps it from changing hands.
-    pub(crate) fn holding(self, hold: Hold) -> Place {
-        let (mut place, hold) = (self, Some(hold));
-        place._hold = hold;
-        place
+    /// The same place, with what keeps its block from changing hands.
+    pub(crate) fn holding(mut self, hold: Hold) -> Place {
+        self._block = Some(hold);
+        self
     }
 }
 

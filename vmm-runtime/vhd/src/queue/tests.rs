@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::block::{ExtentKind, IoErrorKind};
 use crate::image::random::Random;
-use crate::{Access, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, Pool as Folder, Vhd};
+use crate::storage::FilePlace;
+use crate::{
+    Access, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, OpenError, OpenOptions,
+    Pool as Folder, Vhd,
+};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 8 * MIB;
@@ -50,7 +54,7 @@ fn ask(queue: &Queue, request: Request) -> Result<Reply, IoError> {
 fn write(offset: u64, buf: Vec<u8>) -> Request {
     Request::Write {
         offset,
-        buf,
+        buf: buf.into(),
         fua: false,
     }
 }
@@ -100,13 +104,32 @@ impl TestDisk {
         let pool = Folder::open(self.dir.path()).unwrap();
         Arc::new(Vhd::open(&pool, self.name, Access::ReadWrite, gate).unwrap())
     }
+
+    /// `None`, and says so, where the file system can't.
+    fn open_direct(&self) -> Option<Arc<dyn BlockDevice>> {
+        let pool = Folder::open(self.dir.path()).unwrap();
+        let options = OpenOptions::new(Access::ReadWrite).direct(true);
+        match options.open(&pool, self.name) {
+            Ok(disk) => Some(Arc::new(disk)),
+            Err(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => {
+                println!("skipped: this file system has no direct access");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 /// Sixteen requests at a time, each within a part of the disk of its own.
-fn run(seed: u64, kind: &'static str, backend: Backend) {
+fn run(seed: u64, kind: &'static str, backend: Backend, direct: bool) {
     let mut random = Random::new(seed);
     let mut disk = TestDisk::new(kind, &mut random);
-    let device = disk.open(Gate::open());
+    let device = if direct {
+        disk.open_direct()
+    } else {
+        Some(disk.open(Gate::open()))
+    };
+    let Some(device) = device else { return };
     let Some(queue) = queue(&device, backend) else {
         return;
     };
@@ -127,14 +150,16 @@ fn run(seed: u64, kind: &'static str, backend: Backend) {
             let mut expected = Reply::default();
             let request = match random.below(12) {
                 0..4 => {
-                    expected.buf = disk.content[span].to_vec();
-                    let buf = vec![0xaa; len as usize];
+                    expected.buf = disk.content[span].to_vec().into();
+                    let mut buf = Buffer::new(len as usize);
+                    buf.fill(0xaa);
                     Request::Read { offset, buf }
                 }
                 4..8 => {
-                    let buf = random.bytes(len);
+                    let mut buf = Buffer::new(len as usize);
+                    buf.copy_from_slice(&random.bytes(len));
                     disk.content[span].copy_from_slice(&buf);
-                    expected.buf.clone_from(&buf);
+                    expected.buf = buf.clone();
                     let fua = random.below(8) == 0;
                     Request::Write { offset, buf, fua }
                 }
@@ -173,7 +198,8 @@ fn run(seed: u64, kind: &'static str, backend: Backend) {
             }
         }
     }
-    if backend == Backend::IoUring {
+    let cached_writes = backend == Backend::IoUring && !direct;
+    if cached_writes || (direct && queue.ring.is_some()) {
         assert_eq!(queue.backend(), Backend::IoUring);
         assert!(submitted(&queue) > 50, "{} submitted", submitted(&queue));
     }
@@ -190,7 +216,16 @@ fn run(seed: u64, kind: &'static str, backend: Backend) {
 fn queues_do_what_a_vector_does() {
     for (seed, kind) in ["fixed", "dynamic", "child"].into_iter().enumerate() {
         for backend in [Backend::Threads, Backend::IoUring, Backend::Auto] {
-            run(seed as u64, kind, backend);
+            run(seed as u64, kind, backend, false);
+        }
+    }
+}
+
+#[test]
+fn so_do_they_past_the_page_cache() {
+    for (seed, kind) in ["fixed", "dynamic", "child"].into_iter().enumerate() {
+        for backend in [Backend::Threads, Backend::Auto] {
+            run(seed as u64, kind, backend, true);
         }
     }
 }
@@ -215,7 +250,7 @@ fn a_closed_gate_lets_nothing_be_submitted() {
                 write(4096, vec![2; 4096]),
                 Request::Write {
                     offset: 0,
-                    buf: vec![2; 100],
+                    buf: vec![2; 100].into(),
                     fua: true,
                 },
                 Request::Discard {
@@ -280,8 +315,12 @@ impl BlockDevice for Pipe {
     }
     fn locate(&self, _: Intent, _: u64, _: u64) -> Option<Place> {
         let pass = self.gate.enter_held().ok()?;
-        let (file, unsynced) = (Arc::clone(&self.file), Arc::clone(&self.unsynced));
-        Some(Place::to_write(file, 0, 1, unsynced, pass))
+        let place = FilePlace {
+            file: Arc::clone(&self.file),
+            alignment: 1,
+            hold: None,
+        };
+        Some(Place::to_write(place, 0, Arc::clone(&self.unsynced), pass))
     }
 }
 
@@ -333,11 +372,11 @@ fn what_is_to_be_durable_is_flushed_before_it_is_told() {
     assert_eq!(pipe.flushes.load(Ordering::SeqCst), 0);
     let request = Request::Write {
         offset: 0,
-        buf: vec![2; 512],
+        buf: vec![2; 512].into(),
         fua: true,
     };
     let reply = ask(&queue, request).unwrap();
-    assert_eq!(reply.buf, vec![2; 512]);
+    assert_eq!(*reply.buf, [2; 512]);
     assert_eq!(pipe.flushes.load(Ordering::SeqCst), 1);
 }
 
@@ -420,10 +459,10 @@ fn the_number_in_flight_is_bounded_and_dropping_waits_for_it() {
         let told = Arc::clone(&told);
         let request = Request::Read {
             offset: 0,
-            buf: vec![0; 10],
+            buf: vec![0; 10].into(),
         };
         queue.submit(request, move |result| {
-            assert_eq!(result.unwrap().buf, [9; 10]);
+            assert_eq!(*result.unwrap().buf, [9; 10]);
             told.fetch_add(1, Ordering::SeqCst);
         });
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::{Space, Storage};
 use crate::block::IoError;
 use crate::gate::{Gate, GatePass};
-use crate::queue::Place;
+use crate::queue::{Intent, Place};
 
 /// Zeros are written in pieces of this size where they must be written.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -101,20 +101,20 @@ impl Backing {
 
     /// Where bytes of the file are, for who reads them without our calls.
     pub(crate) fn place_to_read(&self, offset: u64) -> Option<Place> {
-        let (file, alignment) = self.storage.file()?;
-        Some(Place::to_read(Arc::clone(file), offset, alignment))
+        let place = self.storage.place(Intent::Read)?;
+        Some(Place::to_read(place, offset))
     }
 
     /// The same for writing, past the gate. `None` also when nothing may be
     /// written.
     pub(crate) fn place_to_write(&self, offset: u64) -> Option<Place> {
-        let (file, alignment) = self.storage.file()?;
         let pass = self.gate.enter_held().ok()?;
         if self.failed.get().is_some() {
             return None;
         }
-        let (file, unsynced) = (Arc::clone(file), Arc::clone(&self.unsynced));
-        Some(Place::to_write(file, offset, alignment, unsynced, pass))
+        let place = self.storage.place(Intent::Write)?;
+        let unsynced = Arc::clone(&self.unsynced);
+        Some(Place::to_write(place, offset, unsynced, pass))
     }
 
     pub(crate) fn write(&self, buf: &[u8], offset: u64) -> Result<(), IoError> {

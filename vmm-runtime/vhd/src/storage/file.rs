@@ -10,7 +10,8 @@ use std::sync::Arc;
 use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{Space, Storage};
+use super::{FilePlace, Space, Storage};
+use crate::queue::Intent;
 
 /// A regular file.
 #[derive(Debug)]
@@ -93,8 +94,12 @@ impl Storage for FileStorage {
         let _ = rustix::fs::fadvise(&self.0, range.start, Some(len), Advice::DontNeed);
     }
 
-    fn file(&self) -> Option<(&Arc<File>, usize)> {
-        Some((&self.0, 1))
+    fn place(&self, _intent: Intent) -> Option<FilePlace> {
+        Some(FilePlace {
+            file: Arc::clone(&self.0),
+            alignment: 1,
+            hold: None,
+        })
     }
 }
 

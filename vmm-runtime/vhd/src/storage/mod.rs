@@ -2,6 +2,7 @@
 //! tests can put a file there that fails and loses what was not synced.
 
 mod backing;
+mod direct;
 #[cfg(test)]
 pub(crate) mod fault;
 mod file;
@@ -9,12 +10,15 @@ mod file;
 pub(crate) mod memory;
 
 pub(crate) use backing::Backing;
+pub(crate) use direct::DirectStorage;
 pub(crate) use file::{FileStorage, next_data};
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+
+use crate::queue::{Hold, Intent};
 
 /// A file. Requests may come from many threads at once.
 pub(crate) trait Storage: Send + Sync {
@@ -44,9 +48,9 @@ pub(crate) trait Storage: Send + Sync {
     /// going to read soon. For speed alone.
     fn write_behind(&self, _range: Range<u64>) {}
 
-    /// The file, and what offsets, lengths and buffers of requests to it must
-    /// be multiples of. `None` if this is no plain file.
-    fn file(&self) -> Option<(&Arc<File>, usize)> {
+    /// The file, for who reads or writes it without these calls. `None` if
+    /// this is no plain file, or can't be had without waiting.
+    fn place(&self, _intent: Intent) -> Option<FilePlace> {
         None
     }
 }
@@ -85,9 +89,19 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         (**self).write_behind(range);
     }
 
-    fn file(&self) -> Option<(&Arc<File>, usize)> {
-        (**self).file()
+    fn place(&self, intent: Intent) -> Option<FilePlace> {
+        (**self).place(intent)
     }
+}
+
+/// A file to be used directly.
+pub(crate) struct FilePlace {
+    pub(crate) file: Arc<File>,
+    /// What offsets, lengths and addresses of requests must be multiples of;
+    /// 1 for the page cache.
+    pub(crate) alignment: usize,
+    /// To be kept until the request is over.
+    pub(crate) hold: Option<Hold>,
 }
 
 /// What becomes of the space below zeroed bytes.
