@@ -1,7 +1,7 @@
 //! Repairing a disk: into a new one, the damaged file stays as it is; or in
 //! place, with a journal from which that can be undone.
 
-mod in_place;
+pub(crate) mod in_place;
 pub(crate) mod journal;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@
 //! file says what is under way (`fixed`).
 
 pub(crate) mod fixed;
-mod sparse;
+pub(crate) mod sparse;
 #[cfg(test)]
 mod tests;
 

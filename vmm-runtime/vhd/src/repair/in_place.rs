@@ -164,8 +164,8 @@ impl Disk {
 }
 
 /// What a repair is going to do.
-pub(super) struct Plan {
-    pub(super) journal: Journal,
+pub(crate) struct Plan {
+    pub(crate) journal: Journal,
     /// Regions to be copied behind the end: from, to.
     copies: Vec<(u64, u64)>,
     region_len: u64,
@@ -176,7 +176,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// `None` if there is nothing to be repaired.
-    pub(super) fn of(
+    pub(crate) fn of(
         backing: &Backing,
         found: &Recognised,
         layout: &Layout,
@@ -258,7 +258,7 @@ impl Plan {
     }
 
     /// Does it. The journal is durable.
-    pub(super) fn apply(
+    pub(crate) fn apply(
         &self,
         backing: &Backing,
         tuning: Tuning,

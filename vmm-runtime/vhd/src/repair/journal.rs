@@ -130,7 +130,7 @@ impl Journal {
     }
 
     /// All bytes of the journal.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let body = self.body();
         [&self.head(&body)[..], &body].concat()
     }
@@ -228,7 +228,7 @@ impl Journal {
     /// Whether the file is as the journal has it, so that the old bytes can be
     /// put back: as it became, if the repair is over; any part of that, if
     /// not.
-    pub(super) fn fits(&self, backing: &Backing) -> Result<bool, IoError> {
+    pub(crate) fn fits(&self, backing: &Backing) -> Result<bool, IoError> {
         let len = backing.len()?;
         if !(self.old_len..=self.new_len).contains(&len) {
             return Ok(false);
@@ -268,7 +268,7 @@ impl Journal {
     }
 
     /// Makes the file what it was, durably.
-    pub(super) fn put_back(&self, backing: &Backing) -> Result<(), IoError> {
+    pub(crate) fn put_back(&self, backing: &Backing) -> Result<(), IoError> {
         for Patch { offset, old, .. } in &self.patches {
             backing.write(old, *offset)?;
         }

@@ -83,7 +83,7 @@ impl Record {
         self.new_size > self.old_size
     }
 
-    fn encode(&self) -> [u8; LEN] {
+    pub(crate) fn encode(&self) -> [u8; LEN] {
         let mut out = [0; LEN];
         let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, MARK);
@@ -230,7 +230,7 @@ impl Record {
     }
 
     /// Makes the file one of the two disks.
-    fn settle(&self, backing: &Backing) -> Result<(), IoError> {
+    pub(crate) fn settle(&self, backing: &Backing) -> Result<(), IoError> {
         match self.look(backing)? {
             Some(There { new: false, .. }) if self.grows() => {
                 backing.set_len(self.old_len)?;
@@ -248,7 +248,7 @@ impl Record {
     }
 
     /// The disk as a reader sees it; `None` if the record is of another file.
-    fn view(&self, backing: &Backing) -> Result<Option<Recognised>, IoError> {
+    pub(crate) fn view(&self, backing: &Backing) -> Result<Option<Recognised>, IoError> {
         let Some(there) = self.look(backing)? else {
             return Ok(None);
         };

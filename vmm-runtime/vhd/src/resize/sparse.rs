@@ -15,7 +15,7 @@ fn needed(layout: &Layout, size: u64) -> u64 {
 }
 
 /// Why the disk can't have that size, if it can't.
-pub(super) fn obstacle(found: &Recognised, size: u64) -> Option<String> {
+pub(crate) fn obstacle(found: &Recognised, size: u64) -> Option<String> {
     let layout = found.layout()?;
     if let Err(what) = layout.check(found.data_end) {
         return Some(what);
@@ -30,14 +30,14 @@ pub(super) fn obstacle(found: &Recognised, size: u64) -> Option<String> {
 }
 
 /// How many bytes the file grows by, at most.
-pub(super) fn need(found: &Recognised, size: u64) -> u64 {
+pub(crate) fn need(found: &Recognised, size: u64) -> u64 {
     let blocks = found.layout().map_or(0, |layout| needed(&layout, size));
     blocks * 4 + (header::LEN + 4 * footer::LEN) as u64
 }
 
 /// Gives the disk another size. At any moment it has the old or the new one;
 /// bytes that come back read as zeros.
-pub(super) fn apply(
+pub(crate) fn apply(
     backing: &Backing,
     found: &Recognised,
     size: u64,
