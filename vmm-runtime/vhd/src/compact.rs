@@ -20,7 +20,7 @@ use crate::create::{Names, NewDisk};
 use crate::error::OpenError;
 use crate::format::{DiskType, SECTOR, footer};
 use crate::gate::Gate;
-use crate::image::{Dynamic, Tuning, formatted_len, recognise};
+use crate::image::{Dynamic, Image, Tuning, formatted_len, recognise};
 use crate::import::{Progress, is_zero};
 use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
@@ -182,7 +182,7 @@ pub fn compact(
     };
     let target = options.target.as_deref().unwrap_or(rel);
     let new = NewDisk::begin_again(names, &found.footer, block_size, need)?;
-    let blocks_after = copy.to(new.device(), target, progress)?;
+    let blocks_after = copy.to(new.image(), target, progress)?;
     new.seal()?;
     let file = new.file()?;
     adopt(&file, &old, !options.free.is_empty()).map_err(system(
@@ -336,7 +336,7 @@ impl Copy<'_> {
     /// Copies everything; returns how many blocks have something in them.
     fn to(
         &self,
-        new: &dyn BlockDevice,
+        new: &dyn Image,
         target: &Path,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<u32, OperationError> {
@@ -350,7 +350,13 @@ impl Copy<'_> {
                 holds = true;
                 new.write_at(piece, offset).map_err(&to_target)
             })?;
-            blocks += u32::from(holds);
+            if holds {
+                blocks += 1;
+                // Little is left to be synced at the end.
+                let start = u64::from(block) * u64::from(self.block_size);
+                let end = (start + u64::from(self.block_size)).min(new.size());
+                new.write_behind(start, end - start);
+            }
             done += u64::from(self.block_size);
             report(done, self.total(), progress)?;
         }
