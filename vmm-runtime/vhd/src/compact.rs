@@ -23,6 +23,7 @@ use crate::gate::Gate;
 use crate::image::{Dynamic, Image, Tuning, formatted_len, recognise};
 use crate::import::{Progress, is_zero};
 use crate::lock::{self, Mode};
+use crate::merge;
 use crate::operation::{OperationError, report};
 use crate::pool::{Place, Pool};
 use crate::repair;
@@ -194,6 +195,11 @@ pub fn compact(
         .map_err(system(target, "look at the file"))?;
     // The last moment to change one's mind.
     report(copy.total(), copy.total(), progress)?;
+    if options.target.is_none() && !options.free.is_empty() {
+        // A merge into it that was cut off must not go on as if it were the
+        // same: its child may lie in another pool.
+        merge::marker::forget(&pool.place(rel)?)?;
+    }
     drop(new.publish()?);
     drop(kept);
     Ok(CompactReport {

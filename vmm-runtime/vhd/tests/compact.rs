@@ -309,6 +309,35 @@ fn children_still_fit_and_keep_free_ranges_from_being_given_up() {
 }
 
 #[test]
+fn children_that_cannot_be_ruled_out_are_not() {
+    let folder = Folder::new();
+    let mut deep = PathBuf::new();
+    for _ in 0..16 {
+        deep.push("d");
+    }
+    std::fs::create_dir_all(folder.dir.path().join(&deep)).unwrap();
+    let lowest = deep.join("child.vhd");
+    folder
+        .child(lowest.to_str().unwrap(), "disk.vhd")
+        .close()
+        .unwrap();
+    assert_eq!(children(&folder.pool, "disk.vhd").unwrap(), [lowest]);
+    std::fs::create_dir(folder.dir.path().join(&deep).join("d")).unwrap();
+    let error = children(&folder.pool, "disk.vhd").unwrap_err();
+    assert_eq!(error.kind(), OpenErrorKind::Unsupported);
+    let options = CompactOptions {
+        free: std::iter::once(0..MIB).collect(),
+        ..CompactOptions::default()
+    };
+    match folder.compact(&options) {
+        Err(OperationError::Open(error)) => assert_eq!(error.kind(), OpenErrorKind::Unsupported),
+        result => panic!("{result:?}"),
+    }
+    // What shows the same needs to know of none.
+    folder.compact(&CompactOptions::default()).unwrap();
+}
+
+#[test]
 fn what_cannot_be_compacted_is_refused_with_the_reason() {
     let folder = Folder::new();
     let options = CompactOptions::default();
