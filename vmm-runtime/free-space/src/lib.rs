@@ -49,6 +49,9 @@ mod ext;
 mod fat;
 mod fields;
 mod free_list;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod identify;
 mod ntfs;
 mod report;

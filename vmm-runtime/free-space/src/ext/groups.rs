@@ -24,7 +24,7 @@ pub(super) struct Group {
 /// Reads all descriptors.
 pub(super) fn read(part: &Part<'_>, superblock: &Superblock) -> Result<Vec<Group>, Stop> {
     let per_block = superblock.block / superblock.descriptor;
-    let mut groups = Vec::new();
+    let mut groups = Vec::with_capacity(superblock.groups as usize);
     for index in 0..superblock.groups.div_ceil(per_block) {
         let block = descriptor_block(superblock, index, per_block);
         if block >= superblock.blocks {
@@ -116,7 +116,7 @@ fn group(superblock: &Superblock, number: u64, descriptor: &[u8]) -> Result<Grou
 /// The blocks that the file system itself needs: copies of the superblock and
 /// of the descriptors, bitmaps, inode tables.
 pub(super) fn own(superblock: &Superblock, groups: &[Group]) -> Result<Vec<Blocks>, Stop> {
-    let mut own = Vec::new();
+    let mut own = Vec::with_capacity(groups.len() * 4);
     for (number, group) in groups.iter().enumerate() {
         let number = number as u64;
         let blocks = superblock.group(number);

@@ -8,7 +8,7 @@ use super::record::Attribute;
 use crate::error::{Stop, doubt};
 
 /// How many runs a file may have here.
-const MAX_RUNS: usize = 1 << 18;
+const MAX_RUNS: usize = 1 << 17;
 
 /// Clusters of a file, from its first one on without a gap.
 #[derive(Default)]

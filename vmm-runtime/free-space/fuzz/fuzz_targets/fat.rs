@@ -1,0 +1,6 @@
+//! Walks any disk as FAT.
+#![no_main]
+
+use paddock_free_space::{Kind, fuzzing};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzing::file_system(Kind::Fat32, data));
