@@ -295,6 +295,34 @@ fn large_and_mostly_never_used() {
     }
 }
 
+#[test]
+fn file_systems_that_linux_wrote_to() {
+    for (kind, name, options) in [
+        (Kind::Ext2, "ext2", &["-t", "ext2", "-b", "1024"][..]),
+        (Kind::Ext3, "ext3", &["-t", "ext3"]),
+        (Kind::Ext4, "ext4", &["-t", "ext4", "-O", "orphan_file"]),
+    ] {
+        let place = Place::new();
+        let case = case(90 * MIB, kind, options);
+        let image = place.text("disk");
+        if make(&place, &image, &case).is_none() {
+            return;
+        }
+        let script = "cd \"$2\"; rm f00[1-4]*; mkdir d; for i in $(seq 300); do echo $i >d/$i; done; \
+                      sync; for i in $(seq 1 2 300); do rm d/$i; done; \
+                      cp --sparse=always \"$1\" \"$1.mounted\"; cd /; umount \"$2\"";
+        if !mounted(&place, name, script) {
+            continue;
+        }
+        let free = walked(Path::new(&image), kind);
+        same_ranges(&free, &dumpe2fs(&image).unwrap(), name);
+        trash(Path::new(&image), &free);
+        must("e2fsck", &["-fn", &image]).unwrap();
+        let reason = untouched(&place.path("disk.mounted"));
+        assert!(reason.contains("was not unmounted"), "{reason}");
+    }
+}
+
 /// A clean file system, without checksums so that fields can be changed.
 fn plain(place: &Place) -> Option<Raw> {
     let image = place.text("disk");
@@ -408,4 +436,30 @@ fn wrong_checksums_are_seen() {
         disk.put(at, &before);
     }
     walked(Path::new(&image), Kind::Ext4);
+}
+
+#[test]
+fn a_last_cluster_that_is_cut_off() {
+    let place = Place::new();
+    let image = place.text("disk");
+    const OPTIONS: [&str; 8] = [
+        "-t",
+        "ext4",
+        "-b",
+        "1024",
+        "-C",
+        "8192",
+        "-O",
+        "bigalloc,^metadata_csum,^uninit_bg,^has_journal",
+    ];
+    let case = case(16 * MIB, Kind::Ext4, &OPTIONS);
+    if make(&place, &image, &case).is_none() {
+        return;
+    }
+    let whole = walked(Path::new(&image), Kind::Ext4);
+    assert_eq!(whole.last().unwrap().end, 16 * MIB);
+    Raw::open(Path::new(&image)).put(1024 + 4, &(16 * 1024_u32 - 3).to_le_bytes());
+    let cut = walked(Path::new(&image), Kind::Ext4);
+    assert_eq!(cut.last().unwrap().end, 16 * MIB - 3 * KIB);
+    assert_eq!(cut[..cut.len() - 1], whole[..whole.len() - 1]);
 }

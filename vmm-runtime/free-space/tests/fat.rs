@@ -276,3 +276,35 @@ fn what_leaves_doubts_is_untouched() {
         &[(37, &[1], unclean), (37, &[2], unclean)],
     );
 }
+
+#[test]
+fn the_table_has_an_entry_for_every_cluster() {
+    let place = Place::new();
+    let path = place.path("disk");
+    let case = Case {
+        size: 16 * MIB,
+        kind: Kind::Fat16,
+        options: &["-F", "16", "-s", "1", "-f", "1"],
+    };
+    if make(&place, &case).is_none() {
+        return;
+    }
+    let disk = Raw::open(&path);
+    let le16 = |at: u64| u32::from(u16::from_le_bytes(disk.get(at, 2).try_into().unwrap()));
+    let (reserved, table, root) = (le16(14), le16(22), le16(17) / 16);
+    let entries = table * 256;
+    disk.file.set_len(64 * MIB).unwrap();
+    // Two entries stand for no cluster.
+    for (clusters, fits) in [(entries - 2, true), (entries - 1, false)] {
+        let total = reserved + table + root + clusters;
+        disk.put(19, &[0, 0]);
+        disk.put(32, &total.to_le_bytes());
+        if fits {
+            let free = walked(&path, Kind::Fat16);
+            assert_eq!(free.last().unwrap().end, u64::from(total) * 512);
+        } else {
+            let reason = untouched(&path);
+            assert!(reason.contains("too few for"), "{reason}");
+        }
+    }
+}

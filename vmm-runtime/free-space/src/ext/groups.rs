@@ -159,3 +159,63 @@ fn head(superblock: &Superblock, number: u64) -> u64 {
         None => 1 + superblock.groups.div_ceil(per_block) + superblock.reserved_gdt,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::superblock::Backups;
+    use super::*;
+
+    /// 16 descriptors to a block, 100 groups.
+    fn superblock(first_meta_bg: Option<u64>, backups: Backups) -> Superblock {
+        Superblock {
+            block: 1024,
+            cluster: 1,
+            blocks: 100 * 8192 + 1,
+            first_data_block: 1,
+            blocks_per_group: 8192,
+            clusters_per_group: 8192,
+            groups: 100,
+            inode_table: 10,
+            descriptor: 64,
+            descriptor_sum: DescriptorSum::None,
+            metadata_csum: false,
+            seed: 0,
+            uuid: [0; 16],
+            first_meta_bg,
+            reserved_gdt: 5,
+            backups,
+        }
+    }
+
+    fn heads(superblock: &Superblock, groups: [u64; 9]) -> [u64; 9] {
+        groups.map(|group| head(superblock, group))
+    }
+
+    #[test]
+    fn copies_in_front_of_a_group() {
+        let groups = [0, 1, 2, 3, 9, 15, 25, 49, 50];
+        let full = 1 + 7 + 5;
+        assert_eq!(
+            heads(&superblock(None, Backups::Sparse), groups),
+            [full, full, 0, full, full, 0, full, full, 0]
+        );
+        assert_eq!(heads(&superblock(None, Backups::All), groups), [full; 9]);
+        assert_eq!(
+            heads(&superblock(None, Backups::Two([1, 50])), groups),
+            [full, full, 0, 0, 0, 0, 0, 0, full]
+        );
+    }
+
+    #[test]
+    fn descriptors_in_their_own_groups() {
+        // Those of the first 32 groups lie together, the rest with their groups.
+        let superblock = superblock(Some(2), Backups::Sparse);
+        let together = 1 + 2 + 5;
+        assert_eq!(
+            heads(&superblock, [0, 2, 9, 31, 32, 33, 34, 47, 49]),
+            [together, 0, together, 0, 1, 1, 0, 1, 2]
+        );
+        let blocks = [0, 1, 2, 3].map(|index| descriptor_block(&superblock, index, 16));
+        assert_eq!(blocks, [2, 3, 1 + 32 * 8192, 1 + 48 * 8192]);
+    }
+}

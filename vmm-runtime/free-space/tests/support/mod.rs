@@ -242,14 +242,19 @@ pub fn same_ranges(found: &[Range<u64>], expected: &[Range<u64>], what: &str) {
     );
 }
 
-/// Writes garbage into all that is free; of long ranges on large disks, into
-/// their edges and every so often between.
+/// Disks with more free space aren't written full of garbage, in bytes.
+const TRASHED_WHOLE: u64 = 32 * MIB;
+
+/// Writes garbage into all that is free; of long ranges on larger disks, into
+/// 64 KiB at their edges and of every MiB or 16 between.
 pub fn trash(path: &Path, free: &[Range<u64>]) {
     let disk = Raw::open(path);
     let garbage = noise(0xbad, 64 << 10);
     let total: u64 = free.iter().map(|range| range.end - range.start).sum();
-    let step = if total <= 128 * MIB {
+    let step = if total <= TRASHED_WHOLE {
         64 * KIB
+    } else if total <= GIB {
+        MIB
     } else {
         16 * MIB
     };
@@ -287,4 +292,28 @@ pub fn numbers(text: &str) -> Vec<u64> {
     text.split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect()
+}
+
+/// Runs a script in a shell whose mounts nobody else sees. `$1` is the image,
+/// `$2` a folder. Tells whether it could.
+pub fn mounted(place: &Place, kind: &str, script: &str) -> bool {
+    let folder = place.path("mounted");
+    fs::create_dir_all(&folder).unwrap();
+    let script = format!("set -e; mount -t {kind} -o loop \"$1\" \"$2\" || exit 77; {script}");
+    let (image, folder) = (place.text("disk"), place.text("mounted"));
+    let args = ["-m", "sh", "-c", &script, "sh", &image, &folder];
+    let Some(output) = run("unshare", &args) else {
+        return false;
+    };
+    if output.status.success() {
+        return true;
+    }
+    // 77: not in this kernel, no loop device; 1: not root.
+    let refused = matches!(output.status.code(), Some(77)) || said(&output).contains("unshare");
+    assert!(refused, "{}", said(&output));
+    println!(
+        "skipped: cannot mount {kind} here: {}",
+        said(&output).trim()
+    );
+    false
 }
