@@ -211,8 +211,11 @@ impl From<OpenError> for Failure {
             OpenError::ParentChanged { .. } => Some(
                 "`vhd convert` and `vhd merge --into` refuse it, too; if the parent's content is right: `vhd reparent FILE PARENT`",
             ),
-            OpenError::Unsupported { .. } => Some(
-                "a raw image is named with `--from raw`; what is neither is converted with its own tools first",
+            OpenError::Unsupported { what, .. } if what.contains("no VHD footer") => {
+                Some("`--from raw` names a raw image; nothing is taken for one that isn't named so")
+            }
+            OpenError::Unsupported { what, .. } if what.contains("not a VHD") => Some(
+                "its own tools convert it to a raw image, `vhd convert --from raw` that to a VHD",
             ),
             _ => None,
         };

@@ -125,6 +125,8 @@ pub(crate) fn exact(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -188,6 +190,34 @@ mod tests {
             ),
         ] {
             assert_eq!(text.parse::<Size>(), Err(error), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_size_or_not(text in ".{0,40}") {
+            let _ = text.parse::<Size>();
+        }
+
+        #[test]
+        fn any_number_of_units_is_read(
+            number in 0u64..1 << 26,
+            (unit, shift) in prop::sample::select(vec![("", 0), ("K", 10), ("MiB", 20), ("g", 30), ("tib", 40)]),
+        ) {
+            let expected = u64::try_from(u128::from(number) << shift)
+                .map(Size)
+                .map_err(|_| SizeError::TooLarge);
+            prop_assert_eq!(format!("{number}{unit}").parse(), expected);
+        }
+
+        #[test]
+        fn thousandths_are_read_as_far_as_they_are_whole_bytes(thousandths in 0u64..1_000_000_000) {
+            let (whole, part) = (thousandths / 1000, thousandths % 1000);
+            let expected = match u128::from(thousandths) << 30 {
+                bytes if bytes.is_multiple_of(1000) => Ok(Size((bytes / 1000) as u64)),
+                _ => Err(SizeError::Fraction),
+            };
+            prop_assert_eq!(format!("{whole}.{part:03}GiB").parse(), expected);
         }
     }
 

@@ -89,7 +89,9 @@ impl Target {
         let Some(new) = self.replacing.as_ref() else {
             return Ok(self.disk.clone());
         };
-        // Only if nobody uses it. Its lock file goes with it.
+        // Only if nobody uses it. Its lock file goes with it. A crash between
+        // here and the new name leaves the new file complete, under the name
+        // that it was made by.
         match paddock_vhd::remove(&self.disk.pool, &self.disk.name) {
             // What is no VHD has no such lock.
             Ok(()) | Err(OpenError::Unsupported { .. } | OpenError::NotFound { .. }) => {}

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::support::{Folder, MIB, wait_for};
+use crate::support::{Folder, MIB, signal, wait, wait_for};
 
 /// Whether disks can be mounted here; a word about it, where not.
 pub(crate) fn can_mount() -> bool {
     let missing = if !rustix::process::geteuid().is_root() {
         "needs root"
+    } else if !may_mount() {
+        "needs CAP_SYS_ADMIN"
     } else if fs::File::options()
         .read(true)
         .write(true)
@@ -33,6 +35,14 @@ pub(crate) fn can_mount() -> bool {
     };
     println!("skipped: {missing}");
     false
+}
+
+/// Whether this process has CAP_SYS_ADMIN, which root in a container may lack.
+fn may_mount() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = u64::from_str_radix(line.unwrap().trim(), 16).unwrap();
+    set & (1 << 21) != 0
 }
 
 fn on_path(program: &str) -> bool {
@@ -315,4 +325,36 @@ fn server_of(state: &Path) -> rustix::process::Pid {
     let pids: Vec<_> = pids.collect();
     assert_eq!(pids.len(), 1, "{pids:?}");
     rustix::process::Pid::from_raw(pids[0]).unwrap()
+}
+
+#[test]
+fn ctrl_c_takes_a_mount_back() {
+    if !can_mount() {
+        return;
+    }
+    let mounts = Mounts::new();
+    let folder = &mounts.folder;
+    mounts.ext4("disk.vhd");
+    let before = folder.names();
+    // It may be done before the signal comes: another round.
+    for _ in 0..20 {
+        let mut child = folder
+            .command(&["mount", "disk.vhd", "mnt"])
+            .spawn()
+            .unwrap();
+        wait_for("the undo disk", || (folder.names() != before).then_some(()));
+        signal(&child, rustix::process::Signal::INT);
+        let code = wait(&mut child).code();
+        if code == Some(0) {
+            mounts.unmount(&["--discard", "disk.vhd"]);
+            continue;
+        }
+        assert_eq!(code, Some(130));
+        assert_eq!(folder.json(&["mounts"]), json!([]));
+        assert_eq!(folder.names(), before);
+        assert_eq!(fs::read_dir(folder.path("mnt")).unwrap().count(), 0);
+        folder.vhd(&["check", "disk.vhd"]).ends(0);
+        return;
+    }
+    panic!("it was never cancelled");
 }

@@ -104,6 +104,9 @@ fn other_formats_are_named() {
         ] {
             folder.vhd(arguments).fails(1, &[name]);
         }
+        folder
+            .vhd(&["info", "image"])
+            .fails(1, &["`vhd convert --from raw`"]);
         assert_eq!(folder.names(), ["image"]);
     }
 }
