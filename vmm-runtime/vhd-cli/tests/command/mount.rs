@@ -284,16 +284,7 @@ fn a_dead_server_is_told_and_cleared_away() {
     let folder = &mounts.folder;
     mounts.ext4("disk.vhd");
     let mounted = mounts.mount(&["disk.vhd"]);
-    let state = Path::new(mounted["image"].as_str().unwrap())
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap();
-    let server = server_of(state);
-    rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
-    wait_for("the server's end", || {
-        (folder.json(&["mounts"])[0]["served"] == false).then_some(())
-    });
+    kill_server(&mounts, &mounted);
     folder
         .vhd(&["--json", "unmount", "--keep", "disk.vhd"])
         .fails(
@@ -310,6 +301,40 @@ fn a_dead_server_is_told_and_cleared_away() {
     folder
         .vhd(&["undo", "discard", mounted["undo"].as_str().unwrap()])
         .ends(0);
+}
+
+#[test]
+fn what_was_synced_outlives_the_server() {
+    if !can_mount() {
+        return;
+    }
+    let mounts = Mounts::new();
+    let folder = &mounts.folder;
+    folder.vhd(&["create", "--size", "8M", "disk.vhd"]).ends(0);
+    let mounted = mounts.mount(&["--direct", "disk.vhd"]);
+    let device = mounted["device"].as_str().unwrap();
+    let file = fs::File::options().write(true).open(device).unwrap();
+    file.write_all_at(&[5; 4096], 3 * MIB).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    kill_server(&mounts, &mounted);
+    folder
+        .vhd(&["unmount", "disk.vhd"])
+        .fails(6, &["was killed: what was not flushed is lost"]);
+    folder.raw("expected.raw", 8 * MIB, &[(3 * MIB, 5)]);
+    folder
+        .vhd(&["compare", "--against", "raw", "disk.vhd", "expected.raw"])
+        .ends(0);
+    folder.vhd(&["check", "disk.vhd"]).ends(0);
+}
+
+fn kill_server(mounts: &Mounts, mounted: &Value) {
+    let image = Path::new(mounted["image"].as_str().unwrap());
+    let server = server_of(image.parent().unwrap().parent().unwrap());
+    rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+    wait_for("the server's end", || {
+        (mounts.folder.json(&["mounts"])[0]["served"] == false).then_some(())
+    });
 }
 
 /// The process that serves the mount whose folder is `state`.
