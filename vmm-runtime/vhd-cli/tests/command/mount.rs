@@ -255,6 +255,11 @@ fn partitions_have_devices_of_their_own() {
         .other("mkfs.ext4", &["-q", "-F", second])
         .unwrap()
         .ends(0);
+    // One that the user mounted is the user's to unmount.
+    folder.other("mount", &[second, "mnt"]).unwrap().ends(0);
+    let refused = folder.vhd(&["unmount", "disk.vhd"]);
+    folder.other("umount", &["mnt"]).unwrap().ends(0);
+    refused.fails(3, &[second, "is mounted, or otherwise in use"]);
     mounts.unmount(&["disk.vhd"]);
     folder
         .vhd(&["mount", "disk.vhd", "mnt"])
