@@ -1,9 +1,11 @@
 //! A client written by hand, from the protocol's text, against the server on a real socket.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use paddock_vhd::IoError;
 
@@ -176,6 +178,7 @@ impl Client {
 
 const READ: u16 = 0;
 const WRITE: u16 = 1;
+const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
 const TRIM: u16 = 4;
 const CACHE: u16 = 5;
@@ -461,11 +464,11 @@ fn many_at_once_each_get_their_own_answer() {
     setup.server.stop();
 }
 
-#[test]
-fn what_was_asked_before_a_stop_is_answered() {
-    let (entered, flushing) = std::sync::mpsc::channel();
-    let (release, go_on) = std::sync::mpsc::channel();
-    let go_on = std::sync::Mutex::new(go_on);
+/// A disk whose flushes wait: each says that it has begun, and goes on when it is told to.
+fn serve_held_flushes() -> (Setup, Receiver<()>, Sender<()>) {
+    let (entered, flushing) = channel();
+    let (release, go_on) = channel();
+    let go_on = Mutex::new(go_on);
     let setup = serve(MemoryDisk::hooked(4096, move |call| {
         if *call == Call::Flush {
             entered.send(()).unwrap();
@@ -473,22 +476,59 @@ fn what_was_asked_before_a_stop_is_answered() {
         }
         Ok(())
     }));
-    let path = setup.socket();
+    (setup, flushing, release)
+}
+
+#[test]
+fn what_was_asked_before_a_stop_is_answered() {
+    let (setup, flushing, release) = serve_held_flushes();
     let mut client = setup.connect_simple();
     client.send(0, FLUSH, 1, 0, 0);
     flushing.recv().unwrap();
     let stopping = std::thread::spawn(move || setup.server.stop());
-    // Others are turned away, while the one that waits goes on waiting.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while UnixStream::connect(&path).is_ok() {
-        assert!(std::time::Instant::now() < deadline, "it still listens");
+    // Empty reads, until the server takes no more of them.
+    client.stream.set_nonblocking(true).unwrap();
+    let mut received = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut read = vec![0x25, 0x60, 0x95, 0x13];
+    read.resize(28, 0);
+    loop {
+        assert!(Instant::now() < deadline, "it still takes requests");
+        match client.stream.write(&read) {
+            Ok(written) => assert_eq!(written, read.len()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => break assert_eq!(error.kind(), ErrorKind::BrokenPipe),
+        }
+        let nothing_yet = client.stream.read_to_end(&mut received).unwrap_err();
+        assert_eq!(nothing_yet.kind(), ErrorKind::WouldBlock);
         std::thread::yield_now();
     }
     release.send(()).unwrap();
-    assert_eq!(client.simple_reply(1), 0);
-    assert!(client.is_closed());
+    client.stream.set_nonblocking(false).unwrap();
+    client.stream.read_to_end(&mut received).unwrap();
+    let flushed = b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\x01";
+    let answers = received.chunks(16).filter(|answer| answer == flushed);
+    assert_eq!(answers.count(), 1);
     stopping.join().unwrap();
     assert_eq!(Arc::strong_count(&setup.disk), 1);
+}
+
+#[test]
+fn a_client_that_disconnects_gets_what_a_worker_still_has() {
+    let (setup, flushing, release) = serve_held_flushes();
+    let mut client = setup.connect_simple();
+    client.send(0, FLUSH, 1, 0, 0);
+    client.send(0, DISCONNECT, 0, 0, 0);
+    flushing.recv().unwrap();
+    let timeout = Duration::from_millis(50);
+    client.stream.set_read_timeout(Some(timeout)).unwrap();
+    let nothing_yet = client.stream.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(nothing_yet.kind(), ErrorKind::WouldBlock);
+    client.stream.set_read_timeout(None).unwrap();
+    release.send(()).unwrap();
+    assert_eq!(client.simple_reply(1), 0);
+    assert!(client.is_closed());
+    setup.server.stop();
 }
 
 #[test]
@@ -712,19 +752,16 @@ fn connections_are_bounded_and_places_are_given_back() {
     let mut refused = UnixStream::connect(setup.socket()).unwrap();
     assert_eq!(refused.read(&mut [0; 1]).unwrap(), 0);
     let mut leaving = clients.remove(0);
-    leaving.send(0, 2, 0, 0, 0);
+    leaving.send(0, DISCONNECT, 0, 0, 0);
     assert!(leaving.is_closed());
     // The place is free once that connection's thread has ended, a moment after it closed the socket.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let mut stream = UnixStream::connect(setup.socket()).unwrap();
         if stream.read(&mut [0; 18]).unwrap() == 18 {
             break;
         }
-        assert!(
-            std::time::Instant::now() < deadline,
-            "no place was given back"
-        );
+        assert!(Instant::now() < deadline, "no place was given back");
         std::thread::yield_now();
     }
     setup.server.stop();
