@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.hostEpoch", description = "Rises each time the host was fenced", priority = 1),
     printcolumn(name = "Backend", type_ = "string", json_path = ".status.backend", description = "Hollow: its guests are only pretended", priority = 1),
+    printcolumn(name = "Committed", type_ = "string", json_path = ".status.storage", description = "For each pool the sum of its disks' sizes, and its capacity", priority = 1),
     printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
@@ -192,6 +193,15 @@ pub struct HostStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub agent_version: Option<String>,
+    /// What the VirtualHardDisks in its pools are committed to. Written by the operator.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["pool".into()]))]
+    pub committed: Vec<Committed>,
+    /// For each pool its committed size and its capacity, such as `default 120Gi/500Gi`. Written by the operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub storage: Option<String>,
     /// Ready (operator); PoolsAvailable, UplinksAvailable, Accelerated (agent).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -250,6 +260,18 @@ pub struct PoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub message: Option<String>,
+}
+
+/// What the VirtualHardDisks in a pool may grow to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Committed {
+    /// Name of the pool.
+    #[schemars(length(max = 63))]
+    pub pool: String,
+    /// Sum of the sizes, as guests see them, of the VirtualHardDisks in it, in bytes; more than its capacity when it is oversubscribed. In a Shared pool those of all hosts.
+    pub bytes: i64,
+    /// How many they are.
+    pub disks: i32,
 }
 
 /// Whether a pool can be used.

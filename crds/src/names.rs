@@ -34,6 +34,12 @@ pub mod condition {
     pub const SCHEDULED: &str = "Scheduled";
     /// VM: the running guest differs from the spec until its next start.
     pub const RESTART_REQUIRED: &str = "RestartRequired";
+    /// VM: a change of `undoDisks` waits until the machine is off.
+    pub const UNDO_DISKS_PENDING: &str = "UndoDisksPending";
+    /// VHD: a conversion or change of size is under way (`True`), or waits or failed (`False`).
+    pub const PROGRESSING: &str = "Progressing";
+    /// VHD: what the last Check found.
+    pub const HEALTHY: &str = "Healthy";
     /// Network: whether guests on different hosts share one segment.
     pub const SPANS_HOSTS: &str = "SpansHosts";
     /// Host: every pool in its spec is usable. Written by the agent.

@@ -2,7 +2,7 @@
 
 use crate::{
     quantity::ByteQuantity,
-    reference::{Condition, PATH_MESSAGE, PATH_RULE},
+    reference::{Condition, LocalReference, PATH_MESSAGE, PATH_RULE},
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     cel,
     doc = "A virtual hard disk, kept as a file in the VHD format. It outlives the machines that use it.",
+    validation = Rule::new("has(self.spec.size) || has(self.spec.source) || has(self.spec.parentRef) || (has(self.spec.file) && has(self.spec.file.mode) && self.spec.file.mode == 'Adopt') || (has(self.status) && has(self.status.sizeBytes))").message("size is required unless there is a source or a parent, file.mode is Adopt, or the disk is made").field_path(".spec.size"),
+    validation = Rule::new("!has(self.spec.size) || !has(oldSelf.spec.size) || quantity(string(self.spec.size)).compareTo(quantity(string(oldSelf.spec.size))) >= 0 || (has(self.status) && has(self.status.sizeBytes) && quantity(string(self.spec.size)).asInteger() >= self.status.sizeBytes)").message("size can be raised, but not lowered below what the disk has (status.size): shrink it with a VirtualHardDiskTask Resize").field_path(".spec.size"),
     printcolumn(
         name = "State",
         type_ = "string",
@@ -60,7 +62,8 @@ use serde::{Deserialize, Serialize};
     printcolumn(
         name = "Type",
         type_ = "string",
-        json_path = ".spec.type",
+        json_path = ".status.type",
+        description = "What its file is; spec.type is what it is to be",
         priority = 1
     ),
     printcolumn(
@@ -83,6 +86,27 @@ use serde::{Deserialize, Serialize};
         priority = 1
     ),
     printcolumn(
+        name = "Lineage",
+        type_ = "string",
+        json_path = ".status.lineage",
+        description = "Its parent, that one's parent, and so on down to the base",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Children",
+        type_ = "integer",
+        json_path = ".status.children.count",
+        description = "Differencing disks that have it as their parent",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Healthy",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Healthy\")].status",
+        description = "What the last Check found",
+        priority = 1
+    ),
+    printcolumn(
         name = "Reason",
         type_ = "string",
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
@@ -90,20 +114,26 @@ use serde::{Deserialize, Serialize};
     )
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.size) || has(self.source) || (has(self.file) && has(self.file.mode) && self.file.mode == 'Adopt')").message("size is required unless there is a source or file.mode is Adopt").field_path(".size"))]
-#[x_kube(validation = Rule::new("has(self.size) == has(oldSelf.size) && (!has(self.size) || quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) == 0)").message("size cannot be changed once the disk is made").field_path(".size"))]
+#[x_kube(validation = Rule::new("(self.type == 'Differencing') == has(self.parentRef)").message("parentRef is required with type Differencing, and belongs to no other").field_path(".parentRef"))]
+#[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.size)").message("a differencing disk has the size of its parent: remove size").field_path(".size"))]
+#[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.source)").message("a differencing disk starts with what its parent holds: remove source").field_path(".source"))]
+#[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("a differencing disk is made, not adopted: remove file.mode").field_path(".file.mode"))]
+#[x_kube(validation = Rule::new("self.type == oldSelf.type || self.type != 'Differencing'").message("a disk cannot become a differencing disk: make another with parentRef").field_path(".type"))]
+#[x_kube(validation = Rule::new("!has(self.parentRef) || !has(oldSelf.parentRef) || self.parentRef.name == oldSelf.parentRef.name").message("parentRef cannot be changed once the disk is made").field_path(".parentRef"))]
 #[x_kube(validation = Rule::new("has(self.source) == has(oldSelf.source)").message("source cannot be added or removed once the disk is made").field_path(".source"))]
 #[x_kube(validation = Rule::new("!has(self.source) || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("file.mode Adopt takes the file as it is: remove source").field_path(".source"))]
 #[x_kube(validation = Rule::new("!has(self.file) || !has(self.file.mode) || self.file.mode == 'Create' || has(self.file.path)").message("file.path is required with file.mode Adopt").field_path(".file.path"))]
 pub struct VirtualHardDiskSpec {
-    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes. Default: Dynamic.
+    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes; Differencing holds what differs from its parent. A change between Fixed and Dynamic converts the disk, and one from Differencing to either (with parentRef removed and size given) makes a disk of its own of it; both while no machine uses it. Default: Dynamic.
     #[serde(default, rename = "type")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("type cannot be changed once the disk is made"))]
     pub disk_type: DiskType,
-    /// Size as the guest sees it, in bytes as a quantity: 3Mi to 2040Gi, a multiple of 512. Omitted: the size of the source.
+    /// Size as the guest sees it, in bytes as a quantity: 3Mi to 2040Gi, a multiple of 512. Omitted: the size of the source, of the parent, or what the disk has. Raised: the disk grows while no machine uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 3145728 && quantity(string(self)).asInteger() <= 2190433320960 && quantity(string(self)).asInteger() % 512 == 0").message("size must be between 3Mi and 2040Gi, a multiple of 512 bytes, written without a decimal point, such as 10Gi"))]
     pub size: Option<ByteQuantity>,
+    /// Differencing: the disk that it differs from, in the same namespace. Machines cannot use that one, and it is not changed, while it has children.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_ref: Option<LocalReference>,
     /// Where the file lies. Default: a new file in the pool `default`.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self.pool == oldSelf.pool && has(self.path) == has(oldSelf.path) && (!has(self.path) || self.path == oldSelf.path) && self.mode == oldSelf.mode").message("file cannot be changed once the disk is made"))]
@@ -112,9 +142,56 @@ pub struct VirtualHardDiskSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("source cannot be changed once the disk is made"))]
     pub source: Option<DiskSource>,
+    /// ReadOnly: nothing writes the file. It serves as a parent, as a source, and to machines with undo disks; any other machine that names it is refused. Default: ReadWrite.
+    #[serde(default)]
+    pub access: Access,
     /// What becomes of the file when this object is deleted. Default: Retain.
     #[serde(default)]
     pub reclaim_policy: ReclaimPolicy,
+    /// When unused space in the file is given back to the pool. Default: never.
+    #[serde(default)]
+    pub compaction: Compaction,
+}
+
+/// Whether a disk may be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Access {
+    /// It may.
+    #[default]
+    ReadWrite,
+    /// It may not.
+    ReadOnly,
+}
+
+/// When unused space in a disk's file is given back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Compaction {
+    /// WhenStopped: each time after machines have used it, once none that names it is to run. For Dynamic disks without children. Default: Never.
+    #[serde(default)]
+    pub policy: CompactionPolicy,
+    /// Enabled: space that the guest's file systems call free is given back too, where they can be read. Default: Disabled.
+    #[serde(default)]
+    pub precompact: Precompact,
+}
+
+/// When a disk is compacted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum CompactionPolicy {
+    /// Only by a task.
+    #[default]
+    Never,
+    /// After its machines have stopped.
+    WhenStopped,
+}
+
+/// Whether a compaction looks for free space in the guest's file systems.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Precompact {
+    /// It does not: only what holds zeros is given back.
+    #[default]
+    Disabled,
+    /// It does; a file system that is unknown or not clean is left as it is.
+    Enabled,
 }
 
 /// The type of a virtual hard disk.
@@ -125,6 +202,8 @@ pub enum DiskType {
     /// Grows in 2 MiB blocks.
     #[default]
     Dynamic,
+    /// Holds what differs from its parent.
+    Differencing,
 }
 
 /// Where a disk's file lies.
@@ -168,11 +247,17 @@ pub enum FileMode {
     Adopt,
 }
 
-/// What a disk starts with.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What a disk starts with: exactly one of these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.image) != has(self.cloneRef)").message("source must have exactly one of image and cloneRef"))]
 pub struct DiskSource {
     /// A disk image in a pool.
-    pub image: ImageSource,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+    /// Another disk, in the same namespace, whose content is copied while no machine uses it. A differencing disk is copied with what it has from its parents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_ref: Option<LocalReference>,
 }
 
 /// A disk image in a pool.
@@ -226,6 +311,10 @@ pub enum DiskState {
     Ready,
     /// A machine uses it.
     Attached,
+    /// A task works on it; the condition Progressing says which.
+    Working,
+    /// Its content was merged into its parent, and it has no file any more. Nothing can be done with it but delete it.
+    Merged,
     /// It cannot be used; the conditions say why.
     Failed,
     /// It is being deleted.
@@ -246,9 +335,34 @@ pub struct VirtualHardDiskStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub host: Option<String>,
-    /// The file, once made.
+    /// The file, once made. A conversion or compaction makes a new file under another name, to which this switches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<BoundFile>,
+    /// Files that it had before, to be removed. At most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub obsolete_files: Vec<BoundFile>,
+    /// What the file is. Differs from `spec.type` until the disk is converted.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "type")]
+    pub disk_type: Option<DiskType>,
+    /// A differencing disk's parent, then that one's parent, and so on down to the base: names of VirtualHardDisks, at most 63.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 63), inner(length(max = 253)))]
+    pub lineage: Vec<String>,
+    /// The files of `lineage`, in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 63))]
+    pub parent_files: Vec<BoundFile>,
+    /// Differencing disks that have it as their parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub children: Option<Children>,
+    /// Name of the VirtualHardDisk that its content was merged into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub merged_into: Option<String>,
+    /// The undo disk over it: changes that a machine has made and that are not in its file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<UndoDisk>,
     /// UUID in the VHD's footer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 36))]
@@ -270,11 +384,49 @@ pub struct VirtualHardDiskStatus {
     /// The highest disk epoch given out. Each attachment takes the next one.
     #[serde(default)]
     pub disk_epoch: i64,
-    /// Ready, Deleting.
+    /// The disk epoch of the last machine that used it, until it is compacted after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_epoch: Option<i64>,
+    /// Ready; Progressing (a conversion or a change of size: under way, or what it waits for); Healthy (what the last Check found); Deleting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// The differencing disks that have a disk as their parent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Children {
+    /// How many.
+    pub count: i32,
+    /// Names of the first 5, in alphabetical order.
+    #[schemars(length(max = 5), inner(length(max = 253)))]
+    pub names: Vec<String>,
+}
+
+/// An undo disk: a differencing VHD with the ending `.vud` over a disk, which takes all that its machine writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UndoDisk {
+    /// Its file, in the pool of the disk.
+    pub file: BoundFile,
+    /// The VirtualMachine whose changes it holds, in the same namespace. No other may use the disk.
+    #[schemars(length(max = 253))]
+    pub machine: String,
+    /// How far it is.
+    pub state: UndoState,
+}
+
+/// How far an undo disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum UndoState {
+    /// The host makes it when the machine starts, if it is not there yet.
+    New,
+    /// A guest has run with it: its file must be there.
+    Kept,
+    /// What it holds is to be written into the disk, and then it is removed.
+    Committing,
+    /// It is to be removed with all that it holds.
+    Discarding,
 }
 
 /// A disk's file in its pool.

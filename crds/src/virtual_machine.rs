@@ -3,6 +3,7 @@
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PoolFile},
+    virtual_hard_disk::{BoundFile, UndoState},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
@@ -62,6 +63,9 @@ pub struct VirtualMachineSpec {
     #[x_kube(validation = Rule::new("self.filter(d, has(d.bus) && d.bus == 'SCSI').size() <= 28").message("disks: SCSI holds at most 28 disks (4 controllers of 7)"))]
     #[x_kube(validation = Rule::new("self.filter(d, has(d.bus) && d.bus == 'Virtio').size() <= 16").message("disks: Virtio holds at most 16 disks"))]
     pub disks: Vec<Disk>,
+    /// Undo disks: what the guest writes goes into files of their own over its disks, to be kept, committed or discarded. Default: Disabled.
+    #[serde(default)]
+    pub undo_disks: UndoDisks,
     /// Network adapters, at most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
@@ -185,6 +189,62 @@ pub struct Disk {
     pub virtual_hard_disk_ref: LocalReference,
 }
 
+/// Undo disks of a machine: all of its disks have one, or none has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UndoDisks {
+    /// Enabled: every start from off gives each disk an undo disk, or goes on with the one that was kept. Disabled, or taken away: undo disks that were kept are deleted at once, with all that they hold. A change waits until the machine is off. Default: Disabled.
+    #[serde(default)]
+    pub mode: UndoMode,
+    /// What becomes of them when the machine is stopped or deleted. When the guest shuts down from inside they are always kept. Default: Keep.
+    #[serde(default)]
+    pub on_stop: OnStop,
+    /// A command to commit or discard what was kept, carried out once while the machine is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<UndoRequest>,
+}
+
+/// Whether a machine has undo disks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum UndoMode {
+    /// What the guest writes goes into its disks.
+    #[default]
+    Disabled,
+    /// What the guest writes goes into undo disks.
+    Enabled,
+}
+
+/// What becomes of undo disks at a stop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum OnStop {
+    /// They wait for the next start.
+    #[default]
+    Keep,
+    /// What they hold is written into the disks.
+    Commit,
+    /// They are removed with all that they hold.
+    Discard,
+}
+
+/// A command to commit or discard undo disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UndoRequest {
+    /// What to do.
+    pub action: UndoAction,
+    /// Any text, at most 64 characters; a change is the command.
+    #[schemars(length(min = 1, max = 64))]
+    pub token: String,
+}
+
+/// What to do with undo disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum UndoAction {
+    /// Write what they hold into the disks.
+    Commit,
+    /// Remove them with all that they hold.
+    Discard,
+}
+
 /// The bus of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Bus {
@@ -306,11 +366,36 @@ pub struct VirtualMachineStatus {
     /// Host memory set aside for it beyond the guest's own, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_overhead_bytes: Option<i64>,
-    /// Ready, Scheduled, RestartRequired, Deleting.
+    /// Its undo disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub undo_disks: Vec<UndoDiskStatus>,
+    /// The token of `spec.undoDisks.request` that was acted upon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub undo_request_token: Option<String>,
+    /// Ready, Scheduled, RestartRequired, UndoDisksPending (a change of undoDisks waits until the machine is off), Deleting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// The undo disk of one of a machine's disks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UndoDiskStatus {
+    /// Name of the disk within the machine.
+    #[schemars(length(max = 32))]
+    pub name: String,
+    /// Its VirtualHardDisk.
+    #[schemars(length(max = 253))]
+    pub virtual_hard_disk: String,
+    /// The undo disk's file.
+    pub file: BoundFile,
+    /// How far it is.
+    pub state: UndoState,
 }
 
 /// What was assigned to a network adapter.

@@ -3,6 +3,7 @@
 use crate::{
     network::NetworkType,
     reference::{Condition, PoolFile},
+    virtual_hard_disk::UndoState,
     virtual_machine::{Acceleration, AdapterModel, Bus, Machine},
 };
 use kube::{CustomResource, KubeSchema};
@@ -145,6 +146,13 @@ pub struct InstanceDisk {
     pub virtual_hard_disk: String,
     /// Its file.
     pub file: PoolFile,
+    /// The parents of `file`, nearest first: only read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 63))]
+    pub parents: Vec<PoolFile>,
+    /// The undo disk that takes what the guest writes; `file` is then only read. Absent: the guest writes into `file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo: Option<InstanceUndo>,
     /// The attachment's epoch.
     #[schemars(range(min = 1))]
     pub disk_epoch: i64,
@@ -156,6 +164,15 @@ pub struct InstanceDisk {
     /// Place on the controller, from 0.
     #[schemars(range(min = 0, max = 15))]
     pub unit: i32,
+}
+
+/// The undo disk of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceUndo {
+    /// Its file.
+    pub file: PoolFile,
+    /// New: made at the start if it is not there yet. Kept: it must be there, and a start without it fails with the reason UndoDiskNotFound.
+    pub state: UndoState,
 }
 
 /// An adapter of an instance.
@@ -235,7 +252,7 @@ pub enum InstancePhase {
     Starting,
     /// The guest's processors run.
     Running,
-    /// The guest's processors are frozen.
+    /// The guest's processors are frozen: as `spec.power` asks, or, with the reason PoolFull, until there is room for what it writes.
     Paused,
     /// The guest was asked to shut down.
     Stopping,

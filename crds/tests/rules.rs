@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use paddock_crds::{VirtualHardDisk, VirtualMachine, VirtualNetwork};
+use paddock_crds::{VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualNetwork};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -171,11 +171,6 @@ fn keeps_what_a_disk_was_made_of() {
         Ok(())
     );
     refused(
-        disk(json!({"size": "2Gi", "source": {"image": {"pool": "images", "path": "a.img"}}}))
-            .validate_cel_update(&old),
-        "size cannot be changed",
-    );
-    refused(
         disk(json!({"size": "1Gi"})).validate_cel_update(&old),
         "source cannot be added or removed",
     );
@@ -184,10 +179,147 @@ fn keeps_what_a_disk_was_made_of() {
             .validate_cel_update(&old),
         "source cannot be changed",
     );
+}
+
+fn accepted<E: std::fmt::Display>(result: Result<(), E>) {
+    assert_eq!(result.map_err(|e| e.to_string()), Ok(()));
+}
+
+#[test]
+fn a_size_is_raised_and_lowered_only_to_what_the_disk_has() {
+    let old = disk(json!({"size": "2Gi"}));
+    accepted(disk(json!({"size": "3Gi"})).validate_cel_update(&old));
+    let mut smaller = disk(json!({"size": "1Gi"}));
     refused(
-        disk(json!({"type": "Fixed", "size": "1Gi", "source": {"image": {"pool": "images", "path": "a.img"}}}))
-            .validate_cel_update(&old),
-        "type cannot be changed",
+        smaller.validate_cel_update(&old),
+        "size can be raised, but not lowered",
+    );
+    let mut omitted = disk(json!({}));
+    refused(omitted.validate_cel_update(&old), "size is required");
+    for (actual, lowers) in [(1 << 30, true), ((1 << 30) + 512, false)] {
+        let status = paddock_crds::VirtualHardDiskStatus {
+            size_bytes: Some(actual),
+            ..Default::default()
+        };
+        smaller.status = Some(status.clone());
+        assert_eq!(smaller.validate_cel_update(&old).is_ok(), lowers);
+        omitted.status = Some(status);
+        accepted(omitted.validate_cel_update(&old));
+    }
+}
+
+#[test]
+fn a_differencing_disk_has_a_parent_and_nothing_of_its_own() {
+    let child = json!({"type": "Differencing", "parentRef": {"name": "base"}});
+    accepted(disk(child.clone()).validate_cel());
+    for (field, value, part) in [
+        (
+            "type",
+            json!("Dynamic"),
+            "parentRef is required with type Differencing",
+        ),
+        ("size", json!("1Gi"), "remove size"),
+        (
+            "source",
+            json!({"cloneRef": {"name": "a"}}),
+            "remove source",
+        ),
+        (
+            "file",
+            json!({"mode": "Adopt", "path": "a.vhd"}),
+            "remove file.mode",
+        ),
+    ] {
+        let mut spec = child.clone();
+        spec[field] = value;
+        refused(disk(spec).validate_cel(), part);
+    }
+    refused(
+        disk(json!({"type": "Differencing"})).validate_cel(),
+        "parentRef is required",
+    );
+}
+
+#[test]
+fn a_type_changes_but_never_to_differencing() {
+    let child = disk(json!({"type": "Differencing", "parentRef": {"name": "base"}}));
+    let dynamic = disk(json!({"size": "1Gi"}));
+    let fixed = disk(json!({"type": "Fixed", "size": "1Gi"}));
+    accepted(fixed.validate_cel_update(&dynamic));
+    accepted(dynamic.validate_cel_update(&fixed));
+    accepted(dynamic.validate_cel_update(&child));
+    refused(
+        child.validate_cel_update(&dynamic),
+        "a disk cannot become a differencing disk",
+    );
+    refused(
+        disk(json!({"type": "Differencing", "parentRef": {"name": "other"}}))
+            .validate_cel_update(&child),
+        "parentRef cannot be changed",
+    );
+}
+
+#[test]
+fn a_source_is_one_thing() {
+    let image = json!({"pool": "images", "path": "a.img"});
+    accepted(disk(json!({"source": {"image": image}})).validate_cel());
+    accepted(disk(json!({"source": {"cloneRef": {"name": "a"}}})).validate_cel());
+    for source in [
+        json!({}),
+        json!({"image": image, "cloneRef": {"name": "a"}}),
+    ] {
+        refused(
+            disk(json!({"source": source})).validate_cel(),
+            "exactly one of",
+        );
+    }
+}
+
+#[test]
+fn a_task_has_what_its_action_needs_and_no_more() {
+    let task = |spec: Value| {
+        let mut spec = spec;
+        spec["virtualHardDiskRef"] = json!({"name": "a"});
+        object::<VirtualHardDiskTask>("VirtualHardDiskTask", spec)
+    };
+    let target = json!({"pool": "default", "path": "out.img"});
+    for spec in [
+        json!({"action": "Check"}),
+        json!({"action": "Compact", "precompact": "Enabled"}),
+        json!({"action": "Resize", "size": "1Gi", "shrink": "IfEmpty"}),
+        json!({"action": "Export", "target": target, "format": "DynamicVhd"}),
+    ] {
+        accepted(task(spec).validate_cel());
+    }
+    for (spec, part) in [
+        (json!({"action": "Resize"}), "needs a size"),
+        (
+            json!({"action": "Resize", "size": "1Mi"}),
+            "size must be between",
+        ),
+        (
+            json!({"action": "Check", "size": "1Gi"}),
+            "belong to the action Resize",
+        ),
+        (
+            json!({"action": "Check", "precompact": "Enabled"}),
+            "belongs to the action Compact",
+        ),
+        (json!({"action": "Export"}), "needs a target"),
+        (
+            json!({"action": "Check", "target": target}),
+            "belong to the action Export",
+        ),
+        (
+            json!({"action": "Export", "target": {"pool": "default", "path": "../a"}}),
+            "stay in its pool",
+        ),
+    ] {
+        refused(task(spec).validate_cel(), part);
+    }
+    refused(
+        task(json!({"action": "Compact"})).validate_cel_update(&task(json!({"action": "Check"}))),
+        "a task cannot be changed",
     );
 }
 
