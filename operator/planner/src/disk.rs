@@ -1,28 +1,39 @@
-//! The core of VirtualHardDisks: where the file lies, the tasks that make and remove it, and who holds it.
+//! The core of VirtualHardDisks: where the file lies, the tasks that work on it, and who holds it.
 //!
 //! A task is created without a host; then the disk's attachment is given to it by compare-and-swap; only then is it
-//! assigned to a host, whose agent may open the file from there on. A task's attachment ends when its agent has
-//! reported it as done or failed, or by a person's word that the host is off.
+//! assigned to a host with all that is resolved for it, and that host's agent may open the file from there on. A task's
+//! attachment ends when its agent has reported it as done or failed, or by a person's word that the host is off.
+//!
+//! What a task has made is taken over in the very write that ends its attachment. A file that the disk had before is
+//! removed after that, by a task that needs no attachment: no other disk and no later file has its name.
 //!
 //! A namespace that is being deleted takes no new objects: the task that removes a file is then made in the
 //! operator's own namespace, with annotations in place of the reference to its owner.
 
+mod admission;
+mod choose;
+mod family;
+mod making;
+mod order;
 mod removal;
+mod work;
+
+pub(crate) use family::listed;
+pub use family::{Family, parent_name};
+pub(crate) use order::next_path;
 
 use crate::{
     conditions::{Answer, Writer},
     identity::{ObjectKey, deleting, disk_path, has_finalizer, name, task_name, uid},
-    placement::{Availability, HostView},
-    resolve::image_pool,
+    placement::HostView,
 };
 use paddock_crds::{
     VirtualHardDisk, VirtualHardDiskStatus, VirtualHardDiskTask, VirtualHardDiskTaskSpec,
-    host::{PoolKind, PoolScope},
-    names::{DISK_FINALIZER, condition::READY},
-    quantity::format_bytes,
-    reference::{LocalReference, PoolFile, Time, condition},
-    virtual_hard_disk::{Attachment, AttachmentOwner, BoundFile, DiskState, FileMode, OwnerKind},
-    virtual_hard_disk_task::{SourceFile, TaskAction, TaskSource, TaskState},
+    host::PoolScope,
+    names::{DISK_FINALIZER, TASK_FINALIZER, condition::READY},
+    reference::{LocalReference, Time},
+    virtual_hard_disk::{Attachment, AttachmentOwner, BoundFile, DiskState, OwnerKind},
+    virtual_hard_disk_task::{TaskAction, TaskOrder, TaskState},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -38,8 +49,12 @@ pub struct Snapshot<'a> {
     pub disk: &'a VirtualHardDisk,
     /// Namespace of the operator.
     pub system_namespace: &'a str,
-    /// Its tasks: by controller reference, or by annotation.
+    /// Its tasks: by controller reference, by annotation, or by name.
     pub tasks: &'a [Arc<VirtualHardDiskTask>],
+    /// The disks that it has to do with.
+    pub family: &'a Family,
+    /// Whether a machine that names it is to run.
+    pub wanted: bool,
     /// The hosts.
     pub hosts: &'a [HostView],
     /// How many tasks each host works on.
@@ -66,6 +81,11 @@ pub enum Action {
         /// Its spec.
         spec: Box<VirtualHardDiskTaskSpec>,
     },
+    /// Put the finalizer on a task that a user has made.
+    HoldTask {
+        /// The task.
+        task: ObjectKey,
+    },
     /// Assign a task, or stamp it with its host's new epoch.
     AssignTask {
         /// The task.
@@ -74,6 +94,24 @@ pub enum Action {
         host: String,
         /// The host's epoch.
         host_epoch: i64,
+        /// What is to be done.
+        order: Box<TaskOrder>,
+    },
+    /// Say of a task that no host works on why it waits, or that it cannot be done.
+    TellTask {
+        /// The task.
+        task: ObjectKey,
+        /// Pending or Failed.
+        state: TaskState,
+        /// Why, in a word.
+        reason: String,
+        /// Why, for people.
+        message: String,
+    },
+    /// Take the finalizer off a user's task that is over.
+    ReleaseTask {
+        /// The task.
+        task: ObjectKey,
     },
     /// Delete a task that its host may still be at work on: the order to leave off.
     DeleteTask {
@@ -102,8 +140,10 @@ pub struct Plan {
     pub retry: bool,
     /// It waits for a host: ask again when one changes.
     pub pending: bool,
-    /// An event to record: reason and message.
+    /// A warning to record: reason and message.
     pub note: Option<(&'static str, String)>,
+    /// An event to record of what was done: reason and message.
+    pub done: Option<(&'static str, String)>,
 }
 
 /// The status of a disk with an attachment given.
@@ -111,9 +151,11 @@ pub struct Plan {
 pub fn attached(status: &VirtualHardDiskStatus, attachment: Attachment) -> VirtualHardDiskStatus {
     let mut status = status.clone();
     status.disk_epoch = status.disk_epoch.max(attachment.disk_epoch);
-    if attachment.owner.kind == OwnerKind::VirtualMachine && status.state != DiskState::Terminating
-    {
-        status.state = DiskState::Attached;
+    if attachment.owner.kind == OwnerKind::VirtualMachine {
+        status.used_epoch = Some(attachment.disk_epoch);
+        if status.state != DiskState::Terminating {
+            status.state = DiskState::Attached;
+        }
     }
     status.attachment = Some(attachment);
     status
@@ -176,6 +218,19 @@ pub fn decide(s: &Snapshot<'_>) -> Plan {
     draft.plan
 }
 
+/// Whether a task was made by the operator for a disk.
+fn is_own(task: &VirtualHardDiskTask, disk: &VirtualHardDisk) -> bool {
+    let disk = uid(&disk.metadata);
+    let mut owners = task.metadata.owner_references.iter().flatten();
+    owners.any(|o| o.controller == Some(true) && o.uid == disk)
+        || task
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|all| all.get(DISK_UID_ANNOTATION))
+            .is_some_and(|named| named == disk)
+}
+
 impl Draft<'_> {
     fn conditions(&mut self) -> Writer<'_> {
         Writer {
@@ -188,30 +243,52 @@ impl Draft<'_> {
     fn decide(&mut self) {
         let s = self.s;
         self.take_back_by_word();
-        let mut tasks: Vec<&VirtualHardDiskTask> = s.tasks.iter().map(AsRef::as_ref).collect();
-        tasks.sort_by_key(|t| t.spec.disk_epoch);
-        let current = tasks.pop();
-        for old in tasks {
-            if is_over(old) || is_unassigned(old) || self.lost(old) {
-                self.discard(old);
-            }
-        }
+        self.plan.status.children = s.family.children_told();
+        let tasks = s.tasks.iter().map(AsRef::as_ref);
+        let (mut own, mut asked): (Vec<&VirtualHardDiskTask>, Vec<_>) =
+            tasks.partition(|t| is_own(t, s.disk));
+        // What is not assigned yet is the newest.
+        own.sort_by_key(|t| (order_epoch(t).unwrap_or(i64::MAX), name(&t.metadata)));
+        asked.sort_by_key(|t| {
+            let made = t.metadata.creation_timestamp.as_ref().map(|t| t.0);
+            (made, name(&t.metadata))
+        });
+        asked.retain(|task| self.concerns(task));
         if deleting(&s.disk.metadata) {
-            self.delete(current);
+            self.delete(&own, &asked);
             return;
         }
         if !has_finalizer(&s.disk.metadata, DISK_FINALIZER) {
             self.plan.before.push(Action::AddFinalizer);
         }
         if self.plan.status.file.is_some() {
-            if let Some(task) = current
-                && (is_over(task) || is_unassigned(task) || self.lost(task))
-            {
-                self.detach_task(task);
+            self.clean_up(&mut own);
+            self.work(&own, &asked);
+            return;
+        }
+        if let Some(into) = self.plan.status.merged_into.clone() {
+            for task in own {
                 self.discard(task);
             }
-            self.made();
+            let message =
+                format!("its content was merged into VirtualHardDisk \"{into}\": delete it");
+            self.refuse_all(&asked, "Merged", &message);
+            self.say(DiskState::Merged, "Merged", message);
             return;
+        }
+        for task in &asked {
+            self.tell(
+                task,
+                TaskState::Pending,
+                "VirtualHardDiskNotReady",
+                "the disk's file is not made yet",
+            );
+        }
+        let current = own.pop();
+        for old in own {
+            if is_over(old) || is_unassigned(old) || self.lost(old) {
+                self.discard(old);
+            }
         }
         if let Some(other) = s.same_file {
             self.say(
@@ -230,6 +307,34 @@ impl Draft<'_> {
             None => self.begin(),
             Some(task) => self.follow(task),
         }
+    }
+
+    /// Settles what a user's task needs no disk for. Returns whether there is more to do for it.
+    fn concerns(&mut self, task: &VirtualHardDiskTask) -> bool {
+        if self.holds(task) {
+            return true;
+        }
+        let over = is_over(task);
+        if !over && self.lost(task) {
+            self.abandon_target(task);
+            self.tell(
+                task,
+                TaskState::Failed,
+                "HostOutOfService",
+                "its host was declared off while it was at work",
+            );
+        }
+        if over || is_unassigned(task) && deleting(&task.metadata) || self.lost(task) {
+            self.release(task);
+            return false;
+        }
+        true
+    }
+
+    /// Whether the disk is attached to a task.
+    fn holds(&self, task: &VirtualHardDiskTask) -> bool {
+        let attachment = self.plan.status.attachment.as_ref();
+        attachment.is_some_and(|a| a.owner.uid == uid(&task.metadata))
     }
 
     fn host(&self, name: &str) -> Option<&HostView> {
@@ -260,13 +365,7 @@ impl Draft<'_> {
     }
 
     fn detach_task(&mut self, task: &VirtualHardDiskTask) {
-        if self
-            .plan
-            .status
-            .attachment
-            .as_ref()
-            .is_some_and(|a| a.owner.uid == uid(&task.metadata))
-        {
+        if self.holds(task) {
             self.plan.status = detached(&self.plan.status);
         }
     }
@@ -277,31 +376,58 @@ impl Draft<'_> {
         });
     }
 
+    fn release(&mut self, task: &VirtualHardDiskTask) {
+        if has_finalizer(&task.metadata, TASK_FINALIZER) {
+            self.plan.after.push(Action::ReleaseTask {
+                task: ObjectKey::of(&task.metadata),
+            });
+        }
+    }
+
+    /// Ends what the operator keeps of a task that is over: its own is deleted, a user's stays.
+    fn let_go(&mut self, task: &VirtualHardDiskTask) {
+        if is_own(task, self.s.disk) {
+            self.discard(task);
+        } else {
+            self.release(task);
+        }
+    }
+
     fn say(&mut self, state: DiskState, reason: &str, message: impl Into<String>) {
         self.plan.status.state = state;
         self.conditions().set(READY, Answer::False, reason, message);
     }
 
-    /// The file is there.
-    fn made(&mut self) {
-        let holder = self.plan.status.attachment.as_ref().map(|a| a.owner.kind);
-        self.plan.status.state = match holder {
-            Some(OwnerKind::VirtualMachine) => DiskState::Attached,
-            _ => DiskState::Ready,
-        };
-        let BoundFile { pool, path } = file(self.s.disk);
-        let (pool, path) = self
-            .plan
-            .status
-            .file
-            .as_ref()
-            .map_or((pool, path), |f| (f.pool.clone(), f.path.clone()));
-        self.conditions().set(
-            READY,
-            Answer::True,
-            "Ready",
-            format!("its file is \"{path}\" in pool \"{pool}\""),
-        );
+    /// Says of a user's task why it waits or why it cannot be done.
+    fn tell(
+        &mut self,
+        task: &VirtualHardDiskTask,
+        state: TaskState,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        let message: String = message.into().chars().take(1_000).collect();
+        let said = task.status.as_ref().is_some_and(|s| {
+            s.state == state
+                && s.reason.as_deref() == Some(reason)
+                && s.message.as_deref() == Some(&*message)
+        });
+        if !said {
+            self.plan.after.push(Action::TellTask {
+                task: ObjectKey::of(&task.metadata),
+                state,
+                reason: reason.to_owned(),
+                message,
+            });
+        }
+    }
+
+    fn refuse_all(&mut self, asked: &[&VirtualHardDiskTask], reason: &str, message: &str) {
+        for task in asked {
+            if is_unassigned(task) && !is_over(task) {
+                self.tell(task, TaskState::Failed, reason, message);
+            }
+        }
     }
 
     fn say_waiting(&mut self, reason: &str, message: String) {
@@ -312,136 +438,31 @@ impl Draft<'_> {
         }
     }
 
-    /// The host to do a task on, or why there is none yet.
-    fn choose(&self, removes: bool) -> Result<(&HostView, i64), (&'static str, String)> {
-        let s = self.s;
-        let pool = s.disk.spec.file.pool.as_str();
-        let image_pool = image_pool(s.disk).filter(|_| !removes);
-        let candidates: Vec<&HostView> = match &self.plan.status.host {
-            Some(bound) => match self.host(bound) {
-                Some(host) => vec![host],
-                None => {
-                    return Err((
-                        "HostNotFound",
-                        format!("it is bound to host {bound}, but there is no such Host"),
-                    ));
-                }
-            },
-            None => {
-                let shared = is_shared(s.hosts, pool);
-                let with_pool: Vec<&HostView> = s
-                    .hosts
-                    .iter()
-                    .filter(|h| match h.pool_scope(pool) {
-                        Some(PoolScope::Shared) => true,
-                        Some(PoolScope::Local) => !shared,
-                        None => false,
-                    })
-                    .collect();
-                if !shared && with_pool.len() > 1 {
-                    return Err((
-                        "WaitingForFirstConsumer",
-                        format!(
-                            "pool \"{pool}\" is Local to each of {} hosts: the disk is made on the host of the first machine that names it",
-                            with_pool.len()
-                        ),
-                    ));
-                }
-                if with_pool.is_empty() {
-                    return Err((
-                        "PoolNotFound",
-                        format!("no Host has a pool \"{pool}\" in its spec.pools"),
-                    ));
-                }
-                with_pool
-            }
-        };
-        let mut refusals = Vec::new();
-        let mut best = None;
-        for host in candidates {
-            let why = match &host.availability {
-                Availability::NotReady { message, .. } => Some(format!("not ready: {message}")),
-                Availability::Ready { .. } => {
-                    host.pool_refusal(pool, PoolKind::Disks).or_else(|| {
-                        image_pool
-                            .as_deref()
-                            .and_then(|p| host.pool_refusal(p, PoolKind::Images))
-                    })
-                }
-            };
-            match (why, host.epoch()) {
-                (None, Some(epoch)) => {
-                    let rank = (s.busy.get(host.name()).copied().unwrap_or(0), host.name());
-                    if best.as_ref().is_none_or(|(found, _, _)| rank < *found) {
-                        best = Some((rank, host, epoch));
-                    }
-                }
-                (why, _) => refusals.push(format!("{}: {}", host.name(), why.unwrap_or_default())),
-            }
-        }
-        best.map(|(_, host, epoch)| (host, epoch)).ok_or_else(|| {
-            (
-                "NoHostAvailable",
-                format!("no host can work on it: {}", refusals.join("; ")),
-            )
-        })
-    }
-
-    fn next_spec(&self, removes: bool) -> VirtualHardDiskTaskSpec {
-        let disk = self.s.disk;
-        let spec = &disk.spec;
-        let BoundFile { pool, path } = file(disk);
-        // A file at the path that only this disk's identity gives was made by a task whose report was lost.
-        let own_leftover = spec.file.path.is_none()
-            && condition(&self.plan.status.conditions, READY)
-                .is_some_and(|c| c.reason == "FileExists");
-        let action = match (&spec.source, spec.file.mode) {
-            _ if removes => TaskAction::Delete,
-            (_, FileMode::Adopt) => TaskAction::Adopt,
-            _ if own_leftover => TaskAction::Adopt,
-            (Some(_), FileMode::Create) => TaskAction::Import,
-            (None, FileMode::Create) => TaskAction::Create,
-        };
-        let makes = matches!(action, TaskAction::Create | TaskAction::Import);
+    fn task_spec(&self, action: TaskAction) -> VirtualHardDiskTaskSpec {
         VirtualHardDiskTaskSpec {
             action,
             virtual_hard_disk_ref: LocalReference {
-                name: name(&disk.metadata).to_owned(),
+                name: name(&self.s.disk.metadata).to_owned(),
             },
-            file: PoolFile { pool, path },
-            disk_type: makes.then_some(spec.disk_type),
-            size_bytes: spec
-                .size
-                .as_ref()
-                .filter(|_| makes)
-                .and_then(|size| i64::try_from(size.bytes()).ok()),
-            source: spec
-                .source
-                .as_ref()
-                .filter(|_| action == TaskAction::Import)
-                .map(|source| TaskSource {
-                    file: SourceFile {
-                        pool: source.image.pool.clone(),
-                        path: source.image.path.clone(),
-                    },
-                    format: source.image.format,
-                    sha256: source.image.sha256.as_ref().map(|s| s.to_ascii_lowercase()),
-                }),
-            disk_epoch: self.plan.status.disk_epoch + 1,
+            size: None,
+            shrink: None,
+            precompact: None,
+            target: None,
+            format: None,
         }
     }
 
-    fn create_task(&mut self, removes: bool) {
-        let spec = self.next_spec(removes);
+    fn create_task(&mut self, spec: VirtualHardDiskTaskSpec) {
         let action = format!("{:?}", spec.action).to_ascii_lowercase();
         let disk = ObjectKey::of(&self.s.disk.metadata);
+        let epoch = self.plan.status.disk_epoch + 1;
         let task = if self.s.creation_refused {
             // A namespace's name has no dot, so that no two disks meet here.
             let both = format!("{}.{}", disk.namespace, disk.name);
-            let name = task_name(&both, &action, spec.disk_epoch);
+            let name = task_name(&both, &action, epoch);
             ObjectKey::new(self.s.system_namespace, &name)
         } else {
-            let name = task_name(&disk.name, &action, spec.disk_epoch);
+            let name = task_name(&disk.name, &action, epoch);
             ObjectKey::new(&disk.namespace, &name)
         };
         self.plan.after.push(Action::CreateTask {
@@ -450,101 +471,40 @@ impl Draft<'_> {
         });
     }
 
-    /// No task yet.
-    fn begin(&mut self) {
-        if self.plan.status.attachment.is_some() {
-            self.say_waiting(
-                "WaitingForTask",
-                "a task that is gone still holds it: its host has to be declared off by spec.outOfService.token"
-                    .to_owned(),
-            );
-            return;
-        }
-        match self.choose(false) {
-            Err((reason, message)) => self.say_waiting(reason, message),
-            Ok(_) if self.s.creation_refused => self.say_waiting(
-                "NamespaceTerminating",
-                "its namespace is being deleted: nothing new is made".to_owned(),
-            ),
-            Ok(_) => {
-                self.create_task(false);
-                if self.plan.status.state != DiskState::Failed {
-                    self.say(DiskState::Pending, "Creating", "its file is to be made");
-                }
-            }
-        }
+    /// Gives the disk's attachment to a task on a host.
+    fn give(&mut self, task: &VirtualHardDiskTask, host: &str, epoch: i64, disk_epoch: i64) {
+        let attachment = Attachment {
+            owner: AttachmentOwner {
+                kind: OwnerKind::VirtualHardDiskTask,
+                name: name(&task.metadata).to_owned(),
+                uid: uid(&task.metadata).to_owned(),
+            },
+            host: host.to_owned(),
+            host_epoch: epoch,
+            disk_epoch,
+        };
+        self.plan.status = attached(&self.plan.status, attachment);
     }
 
-    /// A task to make the file is there.
-    fn follow(&mut self, task: &VirtualHardDiskTask) {
-        if self.lost(task) {
-            self.detach_task(task);
-            self.discard(task);
-            return;
+    /// The host, its epoch and the disk epoch under which a task holds the attachment already.
+    fn given(&self, task: &VirtualHardDiskTask) -> Option<(String, i64, i64)> {
+        let a = self.plan.status.attachment.as_ref()?;
+        if a.owner.uid != uid(&task.metadata) {
+            return None;
         }
-        if is_unassigned(task) {
-            if deleting(&task.metadata) {
-                self.detach_task(task);
-                self.discard(task);
-            } else {
-                self.assign(task, false);
-            }
-            return;
-        }
-        let status = task.status.clone().unwrap_or_default();
-        match status.state {
-            TaskState::Pending | TaskState::Running => self.wait_for(task),
-            TaskState::Succeeded => {
-                self.detach_task(task);
-                let result =
-                    status
-                        .result
-                        .unwrap_or(paddock_crds::virtual_hard_disk_task::TaskResult {
-                            uuid: None,
-                            size_bytes: task.spec.size_bytes,
-                            allocated_bytes: None,
-                        });
-                let bytes = |n: i64| u64::try_from(n).ok().map(format_bytes);
-                let to = &mut self.plan.status;
-                to.file = Some(BoundFile {
-                    pool: task.spec.file.pool.clone(),
-                    path: task.spec.file.path.clone(),
-                });
-                to.uuid = result.uuid;
-                to.size_bytes = result.size_bytes;
-                to.size = result.size_bytes.and_then(bytes);
-                to.allocated = result.allocated_bytes.and_then(bytes);
-                self.made();
-                self.discard(task);
-            }
-            TaskState::Failed => {
-                self.detach_task(task);
-                let reason = status.reason.unwrap_or_else(|| "Failed".to_owned());
-                let again = reason == "FileExists"
-                    && self.s.disk.spec.file.path.is_none()
-                    && task.spec.action != TaskAction::Adopt;
-                self.say(
-                    DiskState::Failed,
-                    &reason,
-                    status
-                        .message
-                        .unwrap_or_else(|| "its file could not be made".to_owned()),
-                );
-                if again || self.s.retry_due {
-                    self.discard(task);
-                } else {
-                    self.plan.retry = true;
-                }
-            }
-        }
+        let epoch = self.host(&a.host).and_then(HostView::epoch);
+        let epoch = epoch.unwrap_or(a.host_epoch).max(a.host_epoch);
+        Some((a.host.clone(), epoch, a.disk_epoch))
     }
 
-    fn wait_for(&mut self, task: &VirtualHardDiskTask) {
-        let status = task.status.clone().unwrap_or_default();
-        let host = status.host.unwrap_or_default();
-        let epoch = self.host(&host).and_then(HostView::epoch);
-        if let Some(epoch) = epoch.filter(|e| *e > status.host_epoch.unwrap_or(0)) {
-            // The host rejoined: the task is its own again under the new epoch.
+    /// Stamps a task whose host rejoined: it is that host's own again under the new epoch. Returns the host's epoch.
+    fn stamp(&mut self, task: &VirtualHardDiskTask) -> Option<i64> {
+        let status = task.status.as_ref()?;
+        let host = status.host.clone()?;
+        let epoch = self.host(&host).and_then(HostView::epoch)?;
+        if epoch > status.host_epoch.unwrap_or(0)
+            && let Some(order) = status.order.clone()
+        {
             if let Some(a) = &mut self.plan.status.attachment
                 && a.owner.uid == uid(&task.metadata)
             {
@@ -552,82 +512,18 @@ impl Draft<'_> {
             }
             self.plan.after.push(Action::AssignTask {
                 task: ObjectKey::of(&task.metadata),
-                host: host.clone(),
+                host,
                 host_epoch: epoch,
+                order: Box::new(order),
             });
         }
-        self.plan.pending = true;
-        if self.plan.status.state != DiskState::Failed {
-            let message = match (&task.spec.action, epoch) {
-                (_, None) => format!("host {host} is to make it, but is not ready"),
-                (TaskAction::Import, _) => format!("host {host} imports its image"),
-                (TaskAction::Adopt, _) => format!("host {host} looks at its file"),
-                _ => format!("host {host} makes its file"),
-            };
-            self.say(DiskState::Creating, "Creating", message);
-        }
+        Some(epoch)
     }
+}
 
-    /// Gives the disk's attachment to a task, and the task to a host.
-    fn assign(&mut self, task: &VirtualHardDiskTask, removes: bool) {
-        let given = self.plan.status.attachment.clone();
-        let mine = given
-            .as_ref()
-            .filter(|a| a.owner.uid == uid(&task.metadata));
-        if given.is_some() && mine.is_none() {
-            self.say_waiting("DiskInUse", "another task still holds it".to_owned());
-            return;
-        }
-        // An epoch that was given out since makes the task worthless: another is made.
-        if mine.is_none() && task.spec.disk_epoch <= self.plan.status.disk_epoch {
-            self.discard(task);
-            return;
-        }
-        let (host, epoch) = match mine {
-            Some(a) => {
-                let epoch = self.host(&a.host).and_then(HostView::epoch);
-                (
-                    a.host.clone(),
-                    epoch.unwrap_or(a.host_epoch).max(a.host_epoch),
-                )
-            }
-            None => match self.choose(removes) {
-                Ok((host, epoch)) => (host.name().to_owned(), epoch),
-                Err((reason, message)) => {
-                    self.say_waiting(reason, message);
-                    return;
-                }
-            },
-        };
-        let pool = self.s.disk.spec.file.pool.clone();
-        if !is_shared(self.s.hosts, &pool) && self.plan.status.file.is_none() {
-            self.plan.status.host = Some(host.clone());
-        }
-        let attachment = Attachment {
-            owner: AttachmentOwner {
-                kind: OwnerKind::VirtualHardDiskTask,
-                name: name(&task.metadata).to_owned(),
-                uid: uid(&task.metadata).to_owned(),
-            },
-            host: host.clone(),
-            host_epoch: epoch,
-            disk_epoch: task.spec.disk_epoch,
-        };
-        self.plan.status = attached(&self.plan.status, attachment);
-        if !removes && self.plan.status.state != DiskState::Failed {
-            let message = match task.spec.action {
-                TaskAction::Import => format!("host {host} imports its image"),
-                TaskAction::Adopt => format!("host {host} looks at its file"),
-                _ => format!("host {host} makes its file"),
-            };
-            self.say(DiskState::Creating, "Creating", message);
-        }
-        self.plan.after.push(Action::AssignTask {
-            task: ObjectKey::of(&task.metadata),
-            host,
-            host_epoch: epoch,
-        });
-    }
+/// The disk epoch in a task's order.
+fn order_epoch(task: &VirtualHardDiskTask) -> Option<i64> {
+    Some(task.status.as_ref()?.order.as_ref()?.disk_epoch)
 }
 
 /// Whether a task has no host yet: nobody may have begun it.
@@ -636,7 +532,7 @@ pub fn is_unassigned(task: &VirtualHardDiskTask) -> bool {
     task.status.as_ref().is_none_or(|s| s.host.is_none())
 }
 
-/// Whether a task's agent has reported its end.
+/// Whether a task's end was reported, or it was refused.
 #[must_use]
 pub fn is_over(task: &VirtualHardDiskTask) -> bool {
     task.status

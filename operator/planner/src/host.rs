@@ -4,11 +4,12 @@ use crate::{
     conditions::{Answer, Writer},
     identity::deleting,
     lease::{LeaseRecord, LeaseState},
+    memory::readable,
     placement::Availability,
 };
 use paddock_crds::{
     Host, HostStatus,
-    host::HostState,
+    host::{Committed, HostState},
     names::condition::READY,
     reference::{Condition, Time, condition},
 };
@@ -70,6 +71,10 @@ pub struct OperatorPart {
     pub out_of_service_token: Option<String>,
     /// The epoch below which it ended everything.
     pub out_of_service_epoch: Option<i64>,
+    /// What the disks in its pools are committed to.
+    pub committed: Vec<Committed>,
+    /// The same in words, against the pools' capacity.
+    pub storage: Option<String>,
     /// The condition Ready.
     pub ready: Condition,
 }
@@ -83,9 +88,33 @@ impl OperatorPart {
             host_epoch: status.host_epoch,
             out_of_service_token: status.out_of_service_token.clone(),
             out_of_service_epoch: status.out_of_service_epoch,
+            committed: status.committed.clone(),
+            storage: status.storage.clone(),
             ready: condition(&status.conditions, READY)?.clone(),
         })
     }
+}
+
+/// What the disks in a host's pools are committed to, against the pools' capacity, for people; none without disks.
+#[must_use]
+pub fn storage(host: &Host, committed: &[Committed]) -> Option<String> {
+    let parts: Vec<String> = committed
+        .iter()
+        .filter(|c| c.disks > 0)
+        .map(|c| {
+            let pools = host.status.iter().flat_map(|s| &s.pools);
+            let found = pools.clone().find(|p| p.name == c.pool);
+            let capacity = found
+                .and_then(|p| p.capacity_bytes)
+                .and_then(|bytes| u64::try_from(bytes).ok());
+            let bytes = u64::try_from(c.bytes).unwrap_or(0);
+            match capacity {
+                Some(capacity) => format!("{} {}/{}", c.pool, readable(bytes), readable(capacity)),
+                None => format!("{} {}", c.pool, readable(bytes)),
+            }
+        })
+        .collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// What to do for one host.
@@ -178,6 +207,8 @@ pub fn decide(host: &Host, lease: Option<&LeaseRecord>, highest_epoch: i64, now:
                 .or(status.host_epoch),
             out_of_service_token: acted,
             out_of_service_epoch: ended,
+            committed: status.committed,
+            storage: status.storage,
             ready,
         },
     }

@@ -11,6 +11,7 @@
 //! run, another instance's proof would say nothing of it, and only the person's word that the host is off counts.
 
 mod ending;
+pub(crate) mod undo;
 
 use crate::{
     address::Mac,
@@ -27,8 +28,8 @@ use paddock_crds::{
     VirtualMachineStatus,
     names::MACHINE_FINALIZER,
     reference::Time,
-    virtual_hard_disk::{Attachment, AttachmentOwner, OwnerKind},
-    virtual_machine::RunPolicy,
+    virtual_hard_disk::{Attachment, AttachmentOwner, OwnerKind, UndoDisk, UndoState},
+    virtual_machine::{RunPolicy, UndoMode},
     virtual_machine_instance::Power,
 };
 use std::{
@@ -81,6 +82,8 @@ pub enum Action {
         disk: String,
         /// The attachment.
         attachment: Attachment,
+        /// The undo disk that the disk gets with it, if it has none yet.
+        undo: Option<UndoDisk>,
     },
     /// Create the instance.
     CreateInstance(Box<VirtualMachineInstanceSpec>),
@@ -99,6 +102,15 @@ pub enum Action {
         disk: String,
         /// UID of the owner.
         owner_uid: String,
+        /// What its undo disk passes to, if that changes.
+        undo: Option<UndoState>,
+    },
+    /// Order the undo disk of a disk that nobody holds to be committed or discarded.
+    SettleUndo {
+        /// Name of the VirtualHardDisk.
+        disk: String,
+        /// Committing or Discarding.
+        state: UndoState,
     },
     /// Take the finalizer off the instance.
     ReleaseInstance,
@@ -263,6 +275,7 @@ fn delete(s: &Snapshot<'_>, vm: &VirtualMachine) -> Plan {
         .filter(|d| attached_to(d, uid(&vm.metadata)))
         .any(|d| !covered(d));
     if ending.proved && !left && has_finalizer(&vm.metadata, MACHINE_FINALIZER) {
+        ending.actions.extend(undo::settle_deleted(s, vm));
         ending.actions.push(Action::RemoveFinalizer);
     }
     Plan {
@@ -295,10 +308,27 @@ fn off(s: &Snapshot<'_>, vm: &VirtualMachine) -> Plan {
         Some(host) => Situation::Vanished(host),
         None => Situation::Off,
     };
-    Plan {
+    let mut plan = Plan {
         actions: ending.actions,
         status: Some(status::of(s, vm, situation)),
         ..Plan::default()
+    };
+    if nothing_held(s, vm) {
+        plan.actions.extend(undo::settle(s, vm));
+        acted_upon_request(vm, &mut plan);
+    }
+    plan
+}
+
+fn nothing_held(s: &Snapshot<'_>, vm: &VirtualMachine) -> bool {
+    !s.held.iter().any(|d| attached_to(d, uid(&vm.metadata)))
+}
+
+/// Notes that what the request asks for is ordered by the plan's actions, which come before the status.
+fn acted_upon_request(vm: &VirtualMachine, plan: &mut Plan) {
+    if let Some(status) = &mut plan.status {
+        let request = vm.spec.undo_disks.request.as_ref();
+        status.undo_request_token = request.map(|r| r.token.clone());
     }
 }
 
@@ -329,6 +359,9 @@ fn next_attachment(
     }
 }
 
+/// The disk epoch and the undo disk of each disk that a machine holds.
+type Held = BTreeMap<String, (i64, Option<UndoDisk>)>;
+
 /// The attachments to give so that `vm` holds each of `disks` on `host` under `epoch`, and the disk epochs after that.
 fn attach(
     s: &Snapshot<'_>,
@@ -336,19 +369,26 @@ fn attach(
     resolved: &Resolved,
     host: &str,
     epoch: i64,
-) -> (Vec<Action>, BTreeMap<String, i64>) {
+    with_undo: bool,
+) -> (Vec<Action>, Held) {
     let mut actions = stamp(s, vm, epoch);
     let mut epochs = BTreeMap::new();
     for found in &resolved.disks {
         let disk = name(&found.disk.metadata).to_owned();
         match attachment(&found.disk).filter(|a| a.owner.uid == uid(&vm.metadata)) {
             Some(a) => {
-                epochs.insert(disk, a.disk_epoch);
+                let undo = found.disk.status.as_ref().and_then(|s| s.undo.clone());
+                epochs.insert(disk, (a.disk_epoch, undo));
             }
             None => {
                 let attachment = next_attachment(vm, &found.disk, host, epoch);
-                epochs.insert(disk.clone(), attachment.disk_epoch);
-                actions.push(Action::Attach { disk, attachment });
+                let undo = undo::begin(vm, &found.disk, attachment.disk_epoch, with_undo);
+                epochs.insert(disk.clone(), (attachment.disk_epoch, undo.clone()));
+                actions.push(Action::Attach {
+                    disk,
+                    attachment,
+                    undo,
+                });
             }
         }
     }
@@ -367,6 +407,7 @@ fn stamp(s: &Snapshot<'_>, vm: &VirtualMachine, epoch: i64) -> Vec<Action> {
                     host_epoch: epoch,
                     ..a.clone()
                 },
+                undo: None,
             })
         })
         .collect()
@@ -416,9 +457,12 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
                 ),
             )),
             None => {
-                let (steps, epochs) = attach(s, vm, &resolved, view.name(), spec.host_epoch);
+                // All of its disks have undo disks, or none has, until it is next started from off.
+                let with_undo = instance.spec.config.disks.iter().any(|d| d.undo.is_some());
+                let (steps, held) =
+                    attach(s, vm, &resolved, view.name(), spec.host_epoch, with_undo);
                 let config = resolved.config(vm, |disk| {
-                    epochs.get(name(&disk.metadata)).copied().unwrap_or(0)
+                    held.get(name(&disk.metadata)).cloned().unwrap_or_default()
                 });
                 if let Some(config) = config {
                     actions = steps;
@@ -494,6 +538,28 @@ fn start(s: &Snapshot<'_>, vm: &VirtualMachine) -> Plan {
             ..Plan::default()
         };
     }
+    if nothing_held(s, vm) {
+        let settled = undo::settle(s, vm);
+        if !settled.is_empty() {
+            let refusal = Refusal::waits(
+                reason::VIRTUAL_HARD_DISK_NOT_READY,
+                "its undo disks are committed or discarded first".to_owned(),
+            );
+            let mut plan = refused(s, vm, &[refusal], None);
+            plan.actions = settled;
+            acted_upon_request(vm, &mut plan);
+            return plan;
+        }
+    }
+    let mut plan = place(s, vm, &held);
+    if nothing_held(s, vm) {
+        acted_upon_request(vm, &mut plan);
+    }
+    plan
+}
+
+/// A machine without an instance that may start: finds its host.
+fn place(s: &Snapshot<'_>, vm: &VirtualMachine, held: &[&Attachment]) -> Plan {
     let resolved = resolve::resolve(vm, &s.references);
     if !resolved.refusals.is_empty() {
         return refused(s, vm, &resolved.refusals, None);
@@ -531,10 +597,11 @@ fn start(s: &Snapshot<'_>, vm: &VirtualMachine) -> Plan {
     }
     // `place` answers with Ready hosts only.
     let epoch = view.epoch().unwrap_or_default();
-    let (steps, epochs) = attach(s, vm, &resolved, view.name(), epoch);
+    let with_undo = vm.spec.undo_disks.mode == UndoMode::Enabled;
+    let (steps, held) = attach(s, vm, &resolved, view.name(), epoch, with_undo);
     actions.extend(steps);
     let config = resolved.config(vm, |disk| {
-        epochs.get(name(&disk.metadata)).copied().unwrap_or(0)
+        held.get(name(&disk.metadata)).cloned().unwrap_or_default()
     });
     let Some(config) = config else {
         // Disks without a file are among `waits`, so this is not reached.

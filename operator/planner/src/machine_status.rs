@@ -3,7 +3,7 @@
 use crate::{
     conditions::{Answer, Writer},
     identity::{machine_uuid, name, uid},
-    machine::{Snapshot, any_wrong},
+    machine::{Snapshot, any_wrong, undo},
     memory,
     placement::{Availability, HostView},
     refusal::{Refusal, reason},
@@ -11,7 +11,7 @@ use crate::{
 };
 use paddock_crds::{
     VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceSpec, VirtualMachineStatus,
-    names::condition::{DELETING, READY, RESTART_REQUIRED, SCHEDULED},
+    names::condition::{DELETING, READY, RESTART_REQUIRED, SCHEDULED, UNDO_DISKS_PENDING},
     virtual_machine::{AssignedAdapter, MachineState},
     virtual_machine_instance::{InstancePhase, Power},
 };
@@ -68,6 +68,16 @@ pub(crate) fn of(
     status.observed_generation = vm.metadata.generation;
     status.uuid = Some(machine_uuid(uid(&vm.metadata)));
     status.memory_overhead_bytes = i64::try_from(memory::overhead(vm.spec.memory.bytes())).ok();
+    status.undo_disks = undo::told(s, vm);
+    let pending = match &situation {
+        Situation::Kept { instance, .. } => undo::pending(vm, instance),
+        _ => None,
+    };
+    let mut c = writer(s, vm, &mut status);
+    match pending {
+        Some((why, message)) => c.set(UNDO_DISKS_PENDING, Answer::True, why, message),
+        None => c.remove(UNDO_DISKS_PENDING),
+    }
     // The instance is gone once it has ended: how it ended is kept here.
     let ended = s.instance.and_then(|i| i.status.as_ref());
     if let Some(step) = ended.and_then(|i| i.stop_step.clone()) {
@@ -267,6 +277,13 @@ fn kept(
             Answer::False,
             "Pausing".to_owned(),
             format!("host {host} is to freeze its processors"),
+        ),
+        // Its host paused it, since what it writes has no room: it goes on by itself.
+        (InstancePhase::Paused, Power::Running) if reported.reason.is_some() => (
+            MachineState::Paused,
+            Answer::False,
+            why("PoolFull"),
+            told("its host has paused it until there is room for what it writes"),
         ),
         (InstancePhase::Paused, _) => (
             MachineState::Paused,

@@ -180,6 +180,8 @@ pub struct DiskNeed {
     pub place: DiskPlace,
     /// The pool of its image, while the file is still to be made.
     pub image_pool: Option<String>,
+    /// The pools of its parents.
+    pub parent_pools: Vec<String>,
 }
 
 /// Where a disk's file is.
@@ -305,6 +307,9 @@ pub fn refuse(host: &HostView, need: &Need) -> Option<String> {
             _ => {}
         }
         reasons.extend(host.pool_refusal(&disk.pool, PoolKind::Disks));
+        for pool in &disk.parent_pools {
+            reasons.extend(host.pool_refusal(pool, PoolKind::Disks));
+        }
         if let Some(pool) = &disk.image_pool {
             reasons.extend(host.pool_refusal(pool, PoolKind::Images));
         }

@@ -60,6 +60,10 @@ pub mod reason {
     pub const MAC_ADDRESS_IN_USE: &str = "MacAddressInUse";
     /// The VirtualHardDisk is attached to another owner.
     pub const DISK_IN_USE: &str = "DiskInUse";
+    /// The VirtualHardDisk may not be written.
+    pub const DISK_READ_ONLY: &str = "DiskReadOnly";
+    /// The VirtualHardDisk is the parent of others.
+    pub const DISK_HAS_CHILDREN: &str = "DiskHasChildren";
     /// Two disks of one machine name one VirtualHardDisk.
     pub const DUPLICATE_DISK: &str = "DuplicateDisk";
     /// A network has no free address.

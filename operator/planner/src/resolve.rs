@@ -14,9 +14,11 @@ use k8s_openapi::jiff::Timestamp;
 use paddock_crds::{
     VirtualHardDisk, VirtualMachine, VirtualNetwork,
     reference::{PoolFile, condition},
-    virtual_hard_disk::{DiskState, OwnerKind},
-    virtual_machine::{AssignedAdapter, Bus},
-    virtual_machine_instance::{InstanceAdapter, InstanceConfig, InstanceDisk, InstanceKernel},
+    virtual_hard_disk::{Access, BoundFile, DiskState, OwnerKind, UndoDisk, UndoState},
+    virtual_machine::{AssignedAdapter, Bus, UndoMode},
+    virtual_machine_instance::{
+        InstanceAdapter, InstanceConfig, InstanceDisk, InstanceKernel, InstanceUndo,
+    },
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -30,6 +32,8 @@ pub struct References<'a> {
     pub disks: &'a BTreeMap<String, Arc<VirtualHardDisk>>,
     /// Disks that another machine's plan is just taking.
     pub taken: &'a BTreeMap<String, ObjectKey>,
+    /// Who else reads each disk, and what its file is made from.
+    pub readers: &'a BTreeMap<String, Readers>,
     /// VirtualNetworks of its namespace by name; those that exist.
     pub networks: &'a BTreeMap<String, Arc<VirtualNetwork>>,
     /// Every hold on a MAC address.
@@ -38,6 +42,19 @@ pub struct References<'a> {
     pub addresses: &'a AddressClaims,
     /// The adapters of its instance, if there is one: they are kept before what the status says.
     pub current: &'a [InstanceAdapter],
+}
+
+/// Who else reads a disk, and what its file is made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Readers {
+    /// Differencing disks that have it as their parent, made and to be made.
+    pub children: Vec<String>,
+    /// Disks that are just being made as copies of it.
+    pub copies: Vec<String>,
+    /// Another plan is just giving it to a task.
+    pub taken: bool,
+    /// The host that has the parent or source that its file is still to be made from, unless hosts share that.
+    pub near: Option<String>,
 }
 
 /// A disk of a machine, looked up.
@@ -69,6 +86,8 @@ pub struct Resolved {
     /// Why it cannot start.
     pub refusals: Vec<Refusal>,
     uplinks: Vec<String>,
+    /// The hosts that unmade disks have to be made on, by disk.
+    near: BTreeMap<String, String>,
 }
 
 /// Looks every reference of a machine up.
@@ -121,7 +140,13 @@ fn disks(vm: &VirtualMachine, references: &References<'_>, resolved: &mut Resolv
             ));
             continue;
         };
-        if let Some(refusal) = disk_refusal(vm, disk.bus, &disk.name, found, references) {
+        let near = references.readers.get(target).and_then(|r| r.near.clone());
+        if let Some(near) = near {
+            resolved.near.insert(target.clone(), near);
+        }
+        if let Some(refusal) = disk_refusal(vm, disk.bus, &disk.name, found, references)
+            .or_else(|| family_refusal(vm, &disk.name, found, references))
+        {
             resolved.refusals.push(refusal);
         } else if let Some(wait) = not_ready(&disk.name, found) {
             resolved.waits.push(wait);
@@ -216,6 +241,76 @@ fn disk_refusal(
     })
 }
 
+/// Why a disk that others build upon, or that has another's changes over it, cannot be used.
+fn family_refusal(
+    vm: &VirtualMachine,
+    name_in_machine: &str,
+    disk: &VirtualHardDisk,
+    references: &References<'_>,
+) -> Option<Refusal> {
+    let target = name(&disk.metadata);
+    let status = disk.status.as_ref();
+    let undo = status.and_then(|s| s.undo.as_ref());
+    let waits = |reason, what: String| {
+        Some(Refusal::waits(
+            reason,
+            format!("disk \"{name_in_machine}\": VirtualHardDisk \"{target}\" {what}"),
+        ))
+    };
+    if let Some(undo) = undo.filter(|u| u.machine != name(&vm.metadata)) {
+        return waits(
+            reason::DISK_IN_USE,
+            format!(
+                "has an undo disk with changes of VirtualMachine \"{}\": commit or discard it first with a VirtualHardDiskTask CommitUndo or DiscardUndo",
+                undo.machine
+            ),
+        );
+    }
+    if attached_to(disk, uid(&vm.metadata)) {
+        return None;
+    }
+    if undo.is_some_and(|u| matches!(u.state, UndoState::Committing | UndoState::Discarding)) {
+        return waits(
+            reason::VIRTUAL_HARD_DISK_NOT_READY,
+            "waits until its undo disk is committed or discarded".to_owned(),
+        );
+    }
+    if disk.spec.access == Access::ReadOnly && vm.spec.undo_disks.mode == UndoMode::Disabled {
+        return Some(Refusal::wrong(
+            reason::DISK_READ_ONLY,
+            format!(
+                "disk \"{name_in_machine}\": spec.access of VirtualHardDisk \"{target}\" is ReadOnly: use a differencing disk with it as parent, or set spec.undoDisks.mode of the machine to Enabled"
+            ),
+        ));
+    }
+    let readers = references.readers.get(target)?;
+    if !readers.children.is_empty() {
+        return waits(
+            reason::DISK_HAS_CHILDREN,
+            format!(
+                "is the parent of differencing disks, which would lose what they show if it were written: {}",
+                crate::disk::listed(readers.children.clone())
+            ),
+        );
+    }
+    if !readers.copies.is_empty() {
+        return waits(
+            reason::DISK_IN_USE,
+            format!(
+                "is being copied to {}",
+                crate::disk::listed(readers.copies.clone())
+            ),
+        );
+    }
+    if readers.taken {
+        return waits(
+            reason::DISK_IN_USE,
+            "is just being given to a task".to_owned(),
+        );
+    }
+    None
+}
+
 /// Whether a disk is attached to the owner with this UID.
 #[must_use]
 pub fn attached_to(disk: &VirtualHardDisk, owner_uid: &str) -> bool {
@@ -261,7 +356,8 @@ pub fn image_pool(disk: &VirtualHardDisk) -> Option<String> {
         .source
         .as_ref()
         .filter(|_| !made)
-        .map(|s| s.image.pool.clone())
+        .and_then(|s| s.image.as_ref())
+        .map(|image| image.pool.clone())
 }
 
 impl Resolved {
@@ -279,7 +375,9 @@ impl Resolved {
             .map(|d| {
                 let status = d.disk.status.as_ref();
                 let pool = d.disk.spec.file.pool.clone();
-                let place = match status.and_then(|s| s.host.clone()) {
+                let disk = name(&d.disk.metadata);
+                let host = status.and_then(|s| s.host.clone());
+                let place = match host.or_else(|| self.near.get(disk).cloned()) {
                     Some(host) => DiskPlace::Bound(host),
                     None if status.is_some_and(|s| s.file.is_some()) || shared(&pool) => {
                         DiskPlace::Shared
@@ -291,6 +389,11 @@ impl Resolved {
                     pool,
                     place,
                     image_pool: image_pool(&d.disk),
+                    parent_pools: status
+                        .iter()
+                        .flat_map(|s| &s.parent_files)
+                        .map(|f| f.pool.clone())
+                        .collect(),
                 }
             })
             .collect();
@@ -308,28 +411,32 @@ impl Resolved {
         }
     }
 
-    /// The machine as its host gets it. `disk_epoch` tells the epoch of each disk's attachment.
+    /// The machine as its host gets it. `held` tells the epoch of each disk's attachment, and its undo disk.
     ///
     /// `None` while a disk has no file: then there is nothing to start.
     #[must_use]
     pub fn config(
         &self,
         vm: &VirtualMachine,
-        disk_epoch: impl Fn(&VirtualHardDisk) -> i64,
+        held: impl Fn(&VirtualHardDisk) -> (i64, Option<UndoDisk>),
     ) -> Option<InstanceConfig> {
         let disks = self
             .disks
             .iter()
             .map(|d| {
-                let file = d.disk.status.as_ref()?.file.as_ref()?;
+                let status = d.disk.status.as_ref()?;
+                let file = status.file.as_ref()?;
+                let (disk_epoch, undo) = held(&d.disk);
                 Some(InstanceDisk {
                     name: d.name.clone(),
                     virtual_hard_disk: name(&d.disk.metadata).to_owned(),
-                    file: PoolFile {
-                        pool: file.pool.clone(),
-                        path: file.path.clone(),
-                    },
-                    disk_epoch: disk_epoch(&d.disk),
+                    file: pool_file(file),
+                    parents: status.parent_files.iter().map(pool_file).collect(),
+                    undo: undo.map(|undo| InstanceUndo {
+                        file: pool_file(&undo.file),
+                        state: undo.state,
+                    }),
+                    disk_epoch,
                     bus: d.bus,
                     controller: d.controller,
                     unit: d.unit,
@@ -341,6 +448,13 @@ impl Resolved {
             network_adapters: self.adapters.clone(),
             ..bare_config(vm)
         })
+    }
+}
+
+fn pool_file(file: &BoundFile) -> PoolFile {
+    PoolFile {
+        pool: file.pool.clone(),
+        path: file.path.clone(),
     }
 }
 
@@ -367,13 +481,16 @@ pub fn bare_config(vm: &VirtualMachine) -> InstanceConfig {
 }
 
 /// A revision of what a running guest cannot be given: 16 hexadecimal digits of SHA-256 over the configuration
-/// without disk epochs, the stop deadline and the answers of DHCP servers, all of which reach a running guest.
+/// without disk epochs, how far undo disks are, the stop deadline and the answers of DHCP servers, all of which reach a running guest.
 #[must_use]
 pub fn config_revision(config: &InstanceConfig) -> String {
     let mut fixed = config.clone();
     fixed.stop_deadline_seconds = 0;
     for disk in &mut fixed.disks {
         disk.disk_epoch = 0;
+        if let Some(undo) = &mut disk.undo {
+            undo.state = UndoState::New;
+        }
     }
     for adapter in &mut fixed.network_adapters {
         if let Some(network) = &mut adapter.network {

@@ -4,240 +4,25 @@
 
 mod model;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use model::{at, host, key, metadata, ready_disk, unmade_disk};
+use model::{
+    at, key,
+    life::{Life, held_by_machine, shared},
+    ready_disk, unmade_disk,
+};
 use paddock_crds::{
-    VirtualHardDisk, VirtualHardDiskStatus, VirtualHardDiskTask, VirtualHardDiskTaskSpec,
     host::{OutOfService, PoolScope},
-    names::{DISK_FINALIZER, condition::DELETING, condition::READY},
-    reference::condition,
+    names::DISK_FINALIZER,
     virtual_hard_disk::{
-        Attachment, AttachmentOwner, DiskSource, DiskState, FileMode, ImageFormat, ImageSource,
-        OwnerKind, ReclaimPolicy,
+        DiskSource, DiskState, FileMode, ImageFormat, ImageSource, OwnerKind, ReclaimPolicy,
     },
-    virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
+    virtual_hard_disk_task::{TaskAction, TaskState},
 };
 use paddock_planner::{
     ObjectKey,
-    disk::{self, Action, Plan, Snapshot},
-    placement::{Availability, HostView},
+    disk::{self, Action, Family, Snapshot},
+    placement::Availability,
 };
 use std::{collections::BTreeMap, sync::Arc};
-
-struct Life {
-    disk: VirtualHardDisk,
-    tasks: BTreeMap<ObjectKey, Arc<VirtualHardDiskTask>>,
-    hosts: Vec<HostView>,
-    same_file: Option<ObjectKey>,
-    retry_due: bool,
-    creation_refused: bool,
-    now: i64,
-    gone: bool,
-}
-
-impl Life {
-    fn new(disk: VirtualHardDisk) -> Self {
-        Self {
-            disk,
-            tasks: BTreeMap::new(),
-            hosts: vec![host("host-a", "2Gi"), host("host-b", "2Gi")],
-            same_file: None,
-            retry_due: false,
-            creation_refused: false,
-            now: 1_000,
-            gone: false,
-        }
-    }
-
-    fn plan(&self) -> Plan {
-        let tasks: Vec<_> = self.tasks.values().cloned().collect();
-        let mut busy = BTreeMap::new();
-        for task in &tasks {
-            if let Some(host) = task.status.as_ref().and_then(|s| s.host.clone()) {
-                *busy.entry(host).or_default() += 1;
-            }
-        }
-        disk::decide(&Snapshot {
-            disk: &self.disk,
-            system_namespace: "paddock-system",
-            tasks: &tasks,
-            hosts: &self.hosts,
-            busy: &busy,
-            same_file: self.same_file.as_ref(),
-            retry_due: self.retry_due,
-            creation_refused: self.creation_refused,
-            now: &at(self.now),
-        })
-    }
-
-    fn step(&mut self, action: &Action) {
-        match action {
-            Action::AddFinalizer => {
-                self.disk.metadata.finalizers = Some(vec![DISK_FINALIZER.to_owned()]);
-            }
-            Action::RemoveFinalizer => {
-                self.disk.metadata.finalizers = None;
-                self.gone = true;
-            }
-            Action::CreateTask { task, spec } => self.create(task, spec),
-            Action::AssignTask {
-                task,
-                host,
-                host_epoch,
-            } => {
-                let found = Arc::make_mut(self.tasks.get_mut(task).unwrap());
-                let attachment = self.disk.status.as_ref().unwrap().attachment.as_ref();
-                let attachment = attachment.expect("a task is assigned under its attachment only");
-                assert_eq!(Some(&attachment.owner.uid), found.metadata.uid.as_ref());
-                assert_eq!(
-                    (
-                        &attachment.host,
-                        attachment.host_epoch,
-                        attachment.disk_epoch
-                    ),
-                    (host, *host_epoch, found.spec.disk_epoch)
-                );
-                let status = found.status.get_or_insert_default();
-                status.host = Some(host.clone());
-                status.host_epoch = Some(*host_epoch);
-            }
-            Action::DeleteTask { task } => {
-                let found = Arc::make_mut(self.tasks.get_mut(task).unwrap());
-                found.metadata.deletion_timestamp = Some(at(self.now));
-            }
-            Action::DiscardTask { task } => {
-                let found = self.tasks.remove(task).expect("it is there");
-                assert!(
-                    disk::is_over(&found)
-                        || disk::is_unassigned(&found)
-                        || self.gone_by_word(&found)
-                );
-            }
-        }
-    }
-
-    fn gone_by_word(&self, task: &VirtualHardDiskTask) -> bool {
-        let status = task.status.as_ref().unwrap();
-        self.hosts
-            .iter()
-            .any(|h| Some(h.name()) == status.host.as_deref() && h.ended_below > status.host_epoch)
-    }
-
-    fn create(&mut self, task: &ObjectKey, spec: &VirtualHardDiskTaskSpec) {
-        let mut metadata = metadata(&task.name, &format!("uid-{}", task.name));
-        metadata.namespace = Some(task.namespace.clone());
-        metadata.owner_references = Some(vec![OwnerReference {
-            uid: self.disk.metadata.uid.clone().unwrap(),
-            controller: Some(true),
-            ..OwnerReference::default()
-        }]);
-        let made = VirtualHardDiskTask {
-            metadata,
-            spec: spec.clone(),
-            status: None,
-        };
-        let old = self.tasks.insert(task.clone(), Arc::new(made));
-        assert!(old.is_none(), "{task} was made twice");
-    }
-
-    fn apply(&mut self, plan: &Plan) {
-        for action in &plan.before {
-            self.step(action);
-        }
-        let held = |s: &VirtualHardDiskStatus| s.attachment.clone().map(|a| a.owner.uid);
-        let before = self.disk.status.as_ref().and_then(held);
-        if let (Some(before), Some(after)) = (before, held(&plan.status)) {
-            assert_eq!(before, after, "an attachment was handed over");
-        }
-        self.disk.status = Some(plan.status.clone());
-        for action in &plan.after {
-            self.step(action);
-        }
-    }
-
-    fn settle(&mut self) -> Plan {
-        for _ in 0..10 {
-            let plan = self.plan();
-            let still = plan.before.is_empty() && plan.after.is_empty();
-            if self.gone || still && self.disk.status.as_ref() == Some(&plan.status) {
-                return plan;
-            }
-            self.apply(&plan);
-        }
-        panic!("it does not settle: {:?}", self.plan());
-    }
-
-    fn task(&self) -> &VirtualHardDiskTask {
-        assert_eq!(self.tasks.len(), 1, "{:?}", self.tasks.keys());
-        self.tasks.values().next().unwrap()
-    }
-
-    fn report(&mut self, state: TaskState, reason: Option<&str>) {
-        let task = Arc::make_mut(self.tasks.values_mut().next().unwrap());
-        let status = task.status.get_or_insert_default();
-        status.state = state;
-        status.reason = reason.map(str::to_owned);
-        status.message = reason.map(|r| format!("told {r}"));
-        if state == TaskState::Succeeded {
-            status.result = Some(TaskResult {
-                uuid: Some("11111111-2222-3333-4444-555555555555".to_owned()),
-                size_bytes: Some(1 << 30),
-                allocated_bytes: Some(3 << 20),
-            });
-        }
-    }
-
-    fn ready(&self) -> (String, String, String) {
-        let status = self.disk.status.as_ref().unwrap();
-        let c = condition(&status.conditions, READY).unwrap();
-        (c.status.clone(), c.reason.clone(), c.message.clone())
-    }
-
-    fn deleting(&self) -> (String, String) {
-        let status = self.disk.status.as_ref().unwrap();
-        let c = condition(&status.conditions, DELETING).unwrap();
-        (c.reason.clone(), c.message.clone())
-    }
-
-    fn state(&self) -> DiskState {
-        self.disk.status.as_ref().unwrap().state
-    }
-
-    fn delete(&mut self) {
-        self.disk.metadata.deletion_timestamp = Some(at(self.now));
-    }
-
-    fn silence(&mut self, name: &str) {
-        for host in &mut self.hosts {
-            if host.name() == name {
-                host.availability = Availability::NotReady {
-                    reason: "LeaseExpired",
-                    message: "silent".to_owned(),
-                };
-            }
-        }
-    }
-}
-
-fn shared() -> Life {
-    Life::new(unmade_disk("d", "shared"))
-}
-
-fn held_by_machine(disk: &mut VirtualHardDisk) {
-    let status = disk.status.get_or_insert_default();
-    status.attachment = Some(Attachment {
-        owner: AttachmentOwner {
-            kind: OwnerKind::VirtualMachine,
-            name: "web".to_owned(),
-            uid: "uid-web".to_owned(),
-        },
-        host: "host-a".to_owned(),
-        host_epoch: 1,
-        disk_epoch: 2,
-    });
-    status.disk_epoch = 2;
-    disk.metadata.finalizers = Some(vec![DISK_FINALIZER.to_owned()]);
-}
 
 #[test]
 fn a_disk_in_a_shared_pool_is_made_at_once() {
@@ -249,8 +34,6 @@ fn a_disk_in_a_shared_pool_is_made_at_once() {
     };
     assert_eq!(*task, key("d-create-1"));
     assert_eq!(spec.action, TaskAction::Create);
-    assert_eq!((spec.size_bytes, spec.disk_epoch), (Some(1 << 30), 1));
-    assert!(spec.file.path.starts_with("t/d-"));
     life.apply(&plan);
     assert_eq!(life.disk.status.as_ref().unwrap().attachment, None);
     // Only the second step gives the task the disk, and then a host.
@@ -258,14 +41,20 @@ fn a_disk_in_a_shared_pool_is_made_at_once() {
     let attachment = plan.status.attachment.as_ref().unwrap();
     assert_eq!(attachment.owner.kind, OwnerKind::VirtualHardDiskTask);
     assert_eq!((&*attachment.host, attachment.disk_epoch), ("host-a", 1));
-    assert_eq!(
-        plan.after,
-        [Action::AssignTask {
-            task: key("d-create-1"),
-            host: "host-a".to_owned(),
-            host_epoch: 1
-        }]
-    );
+    let [
+        Action::AssignTask {
+            task,
+            host,
+            host_epoch: 1,
+            order,
+        },
+    ] = &plan.after[..]
+    else {
+        panic!("{:?}", plan.after);
+    };
+    assert_eq!((task, &**host), (&key("d-create-1"), "host-a"));
+    assert_eq!((order.size_bytes, order.disk_epoch), (Some(1 << 30), 1));
+    assert!(order.file.path.starts_with("t/d-"));
     life.settle();
     assert_eq!(life.state(), DiskState::Creating);
     assert_eq!(life.disk.status.as_ref().unwrap().host, None);
@@ -319,18 +108,19 @@ fn the_only_host_with_the_pool_gets_the_disk() {
 fn an_image_is_imported_where_its_pool_is() {
     let mut life = shared();
     life.disk.spec.source = Some(DiskSource {
-        image: ImageSource {
+        image: Some(ImageSource {
             pool: "images".to_owned(),
             path: "tiny.img".to_owned(),
             format: ImageFormat::Raw,
             sha256: Some("AB".repeat(32)),
-        },
+        }),
+        clone_ref: None,
     });
     Arc::make_mut(&mut life.hosts[0].host).spec.pools.pop();
     life.settle();
     let task = life.task();
     assert_eq!(task.spec.action, TaskAction::Import);
-    let source = task.spec.source.as_ref().unwrap();
+    let source = life.order().source.as_ref().unwrap();
     assert_eq!(source.sha256.as_deref(), Some(&*"ab".repeat(32)));
     assert_eq!(
         task.status.as_ref().unwrap().host.as_deref(),
@@ -353,6 +143,8 @@ fn work_is_spread_over_hosts() {
         disk: &other.disk,
         system_namespace: "paddock-system",
         tasks: &tasks,
+        family: &Family::default(),
+        wanted: false,
         hosts: &other.hosts,
         busy: &busy,
         same_file: None,
@@ -374,13 +166,13 @@ fn a_failed_task_is_told_and_tried_again_when_due() {
     assert_eq!(life.ready().1, "ImageNotFound");
     assert_eq!(life.ready().2, "told ImageNotFound");
     assert_eq!(life.disk.status.as_ref().unwrap().attachment, None);
-    assert_eq!(life.task().spec.disk_epoch, 1);
+    assert_eq!(life.order().disk_epoch, 1);
     life.retry_due = true;
     let plan = life.plan();
     life.apply(&plan);
     life.retry_due = false;
     life.settle();
-    assert_eq!(life.task().spec.disk_epoch, 2);
+    assert_eq!(life.order().disk_epoch, 2);
     // The failure stays in sight while it is tried again.
     assert_eq!(life.ready().1, "ImageNotFound");
     life.report(TaskState::Succeeded, None);
@@ -451,7 +243,7 @@ fn a_word_frees_a_disk_from_a_task_and_a_machine() {
     assert!(life.disk.status.as_ref().unwrap().attachment.is_some());
     life.hosts[0].ended_below = Some(2);
     life.settle();
-    assert_eq!(life.task().spec.disk_epoch, 2);
+    assert_eq!(life.order().disk_epoch, 2);
     assert_eq!(
         life.task().status.as_ref().unwrap().host.as_deref(),
         Some("host-b")
@@ -497,12 +289,11 @@ fn a_file_is_removed_when_the_user_said_so() {
     life.delete();
     life.settle();
     assert!(!life.gone);
-    let spec = &life.task().spec;
     assert_eq!(
-        (spec.action, &*spec.file.path),
+        (life.task().spec.action, &*life.order().file.path),
         (TaskAction::Delete, "d.vhd")
     );
-    assert_eq!(spec.disk_epoch, 2);
+    assert_eq!(life.order().disk_epoch, 1);
     life.report(TaskState::Failed, Some("IoError"));
     let plan = life.settle();
     assert!(plan.retry && !life.gone);

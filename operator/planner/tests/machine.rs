@@ -99,6 +99,7 @@ fn starting_takes_three_steps_in_this_order() {
         Action::Attach {
             disk: "root".to_owned(),
             attachment: attachment("web", "host-b", 1, 2),
+            undo: None,
         }
     );
     let Action::CreateInstance(spec) = &plan.actions[2] else {
@@ -153,7 +154,8 @@ fn stopping_waits_for_the_proof() {
         [
             Action::Detach {
                 disk: "root".to_owned(),
-                owner_uid: "uid-web".to_owned()
+                owner_uid: "uid-web".to_owned(),
+                undo: None,
             },
             Action::ReleaseInstance
         ]
@@ -280,6 +282,7 @@ fn a_rejoined_host_gets_its_machines_stamped() {
         Action::Attach {
             disk: "root".to_owned(),
             attachment: attachment("web", "host-b", 2, 2),
+            undo: None,
         }
     );
     let Action::UpdateInstance { spec, .. } = &plan.actions[1] else {
@@ -659,4 +662,25 @@ fn machine_names_with_dots_are_one_label_for_the_guest() {
     model.settle(&named);
     assert_eq!(model.instances[&named].spec.config.hostname, "web-example");
     assert_eq!(named, key("web.example"));
+}
+
+#[test]
+fn a_guest_that_waits_for_room_is_paused_with_the_reason() {
+    let (mut model, key) = running();
+    let mut status = model.instances[&key].status.clone().unwrap();
+    status.phase = InstancePhase::Paused;
+    status.reason = Some("PoolFull".to_owned());
+    status.message = Some("disk \"root\": pool default is full".to_owned());
+    model.report(&key, status.clone());
+    model.settle(&key);
+    assert_eq!(state(&model, &key), MachineState::Paused);
+    let c = model.condition(&key, READY);
+    assert_eq!((&*c.status, &*c.reason), ("False", "PoolFull"));
+    assert_eq!(c.message, "disk \"root\": pool default is full");
+    status.phase = InstancePhase::Running;
+    status.reason = None;
+    status.message = None;
+    model.report(&key, status);
+    model.settle(&key);
+    assert_eq!(model.condition(&key, READY).status, "True");
 }

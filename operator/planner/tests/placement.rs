@@ -46,6 +46,7 @@ fn disk(place: DiskPlace, pool: &str) -> DiskNeed {
         pool: pool.to_owned(),
         place,
         image_pool: None,
+        parent_pools: vec![],
     }
 }
 

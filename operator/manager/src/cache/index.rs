@@ -117,9 +117,43 @@ pub struct Index {
     reserved: BTreeMap<ObjectKey, Reserved>,
     reserved_disks: HashMap<ObjectKey, ObjectKey>,
     task_disks: HashMap<ObjectKey, ObjectKey>,
+    tasks_named: Sets<ObjectKey>,
+    children: Sets<ObjectKey>,
+    copies: Sets<ObjectKey>,
+    committed: HashMap<(String, Option<String>), (i64, i32)>,
 }
 
 impl Index {
+    /// Disks that have a disk as their parent, or are to have it.
+    pub fn children_of(&self, disk: &ObjectKey) -> impl Iterator<Item = &ObjectKey> {
+        self.children.get(disk)
+    }
+
+    /// Disks that are to be copies of a disk and are not made yet.
+    pub fn copies_of(&self, disk: &ObjectKey) -> impl Iterator<Item = &ObjectKey> {
+        self.copies.get(disk)
+    }
+
+    /// The sum of the sizes of the disks in a pool, and how many they are: those bound to `host`, or with none those
+    /// of a pool that hosts share.
+    #[must_use]
+    pub fn committed(&self, pool: &str, host: Option<&str>) -> (i64, i32) {
+        let key = (pool.to_owned(), host.map(str::to_owned));
+        self.committed.get(&key).copied().unwrap_or_default()
+    }
+
+    fn commit(&mut self, disk: &VirtualHardDisk, sign: i64) {
+        let Some((key, bytes)) = commitment(disk) else {
+            return;
+        };
+        let sum = self.committed.entry(key.clone()).or_default();
+        sum.0 = sum.0.saturating_add(sign.saturating_mul(bytes));
+        sum.1 = sum.1.saturating_add(if sign > 0 { 1 } else { -1 });
+        if sum.1 <= 0 {
+            self.committed.remove(&key);
+        }
+    }
+
     /// Machines that name a disk.
     pub fn users_of_disk(&self, disk: &ObjectKey) -> impl Iterator<Item = &ObjectKey> {
         self.disk_users.get(disk)
@@ -167,8 +201,7 @@ impl Index {
         &'a self,
         disk: &'a ObjectKey,
     ) -> impl Iterator<Item = &'a ObjectKey> {
-        let all = self.task_disks.iter();
-        all.filter(move |(_, d)| *d == disk).map(|(task, _)| task)
+        self.tasks_named.get(disk)
     }
 
     /// Disks whose spec names a file.
@@ -224,6 +257,14 @@ impl Index {
             );
         }
     }
+}
+
+/// The pool and host that a disk's file takes room in, and its size in bytes.
+fn commitment(disk: &VirtualHardDisk) -> Option<((String, Option<String>), i64)> {
+    let status = disk.status.as_ref()?;
+    let file = status.file.as_ref()?;
+    let key = (file.pool.clone(), status.host.clone());
+    Some((key, status.size_bytes.unwrap_or(0)))
 }
 
 fn macs<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Mac> {
@@ -311,6 +352,15 @@ impl Kept for VirtualMachine {
             (Some(old), Some(new)) => old.metadata.generation != new.metadata.generation,
             _ => false,
         };
+        let policy = |vm: &Option<std::sync::Arc<Self>>| vm.as_ref().map(|vm| vm.spec.run_policy);
+        if policy(&change.old) != policy(&change.new) {
+            // What is done to its disks while no machine wants them.
+            for vm in change.old.iter().chain(&change.new) {
+                let named = vm.spec.disks.iter();
+                let named = named.map(|d| sibling(&d.virtual_hard_disk_ref.name));
+                follow.extend(named.map(|d| Follow::Now(Work::Disk(d))));
+            }
+        }
         if spec_changed {
             // It may have given up an address or a disk that another waits for.
             follow.push(Follow::Pending);
@@ -399,7 +449,65 @@ impl Kept for VirtualHardDisk {
             let path = disk.spec.file.path.clone()?;
             Some((disk.spec.file.pool.clone(), path))
         };
+        let sibling = |name: &str| ObjectKey::new(&key.namespace, name);
+        let parent = |disk: &Self| disk::parent_name(disk).map(sibling);
+        let source = |disk: &Self| {
+            let made = disk.status.as_ref().is_some_and(|s| s.file.is_some());
+            let source = disk.spec.source.as_ref().filter(|_| !made)?;
+            source.clone_ref.as_ref().map(|r| sibling(&r.name))
+        };
+        // What the disks that it has to do with decide from.
+        let gist = |disk: &Self| {
+            let status = disk.status.as_ref();
+            (
+                identity::deleting(&disk.metadata),
+                disk.spec.access,
+                status.map(|s| {
+                    (
+                        s.file.clone(),
+                        s.attachment.as_ref().map(|a| a.disk_epoch),
+                        s.undo.is_some(),
+                        s.merged_into.is_some(),
+                        s.lineage.first().cloned(),
+                    )
+                }),
+            )
+        };
+        if change.old.as_deref().map(gist) != change.new.as_deref().map(gist) {
+            let mut kin: BTreeSet<ObjectKey> = BTreeSet::new();
+            for disk in change.old.iter().chain(&change.new) {
+                kin.extend(parent(disk));
+                kin.extend(source(disk));
+            }
+            kin.extend(index.children.get(key).cloned());
+            kin.extend(index.copies.get(key).cloned());
+            for disk in &kin {
+                machines.extend(index.disk_users.get(disk).cloned());
+            }
+            follow.extend(kin.into_iter().map(|d| Follow::Now(Work::Disk(d))));
+        }
+        let merging = |disk: &std::sync::Arc<Self>| {
+            let status = disk.status.as_ref();
+            status.is_some_and(|s| s.merged_into.is_some() && s.file.is_some())
+        };
+        if change.old.as_ref().is_some_and(merging) && !change.new.as_ref().is_some_and(merging) {
+            // Other children may have waited for the end of the merge.
+            follow.push(Follow::Pending);
+        }
+        let takes = |disk: &Option<std::sync::Arc<Self>>| disk.as_deref().and_then(commitment);
+        let (took, takes) = (takes(&change.old), takes(&change.new));
+        if took != takes {
+            let pools = took.iter().chain(&takes).map(|(key, _)| key.0.clone());
+            follow.extend(pools.map(Follow::CountPool));
+        }
         if let Some(old) = &change.old {
+            index.commit(old, -1);
+            if let Some(parent) = parent(old) {
+                index.children.remove(&parent, key);
+            }
+            if let Some(source) = source(old) {
+                index.copies.remove(&source, key);
+            }
             if let Some(a) = holder(old) {
                 index.attached.remove(&a.owner.uid, key);
                 if a.owner.kind == OwnerKind::VirtualMachine {
@@ -412,6 +520,13 @@ impl Kept for VirtualHardDisk {
         }
         match &change.new {
             Some(new) => {
+                index.commit(new, 1);
+                if let Some(parent) = parent(new) {
+                    index.children.insert(parent, key);
+                }
+                if let Some(source) = source(new) {
+                    index.copies.insert(source, key);
+                }
                 if let Some(a) = holder(new) {
                     index.attached.insert(a.owner.uid.clone(), key);
                     if a.owner.kind == OwnerKind::VirtualMachine {
@@ -476,7 +591,9 @@ impl Kept for VirtualHardDiskTask {
             if let Some(host) = at_work(old) {
                 index.tasks_on.remove(&host, key);
             }
-            index.task_disks.remove(key);
+            if let Some(disk) = index.task_disks.remove(key) {
+                index.tasks_named.remove(&disk, key);
+            }
         }
         if let Some(new) = &change.new {
             if let Some(uid) = parent(new) {
@@ -485,6 +602,7 @@ impl Kept for VirtualHardDiskTask {
             if let Some(host) = at_work(new) {
                 index.tasks_on.insert(host, key);
             }
+            index.tasks_named.insert(disk_of(new), key);
             index.task_disks.insert(key.clone(), disk_of(new));
         }
         if let Some(task) = change.new.as_ref().or(change.old.as_ref()) {

@@ -54,6 +54,8 @@ pub struct World {
     pub pending_disks: HashSet<ObjectKey>,
     /// UIDs of machines whose attachments this process gave, without having asked for an instance since.
     pub never_ordered: HashSet<String>,
+    /// Disks that a plan is just giving to a task: what the API shows of them is about to change.
+    pub giving: HashSet<ObjectKey>,
     /// UIDs of disks for which the API refused a new task, since their namespace is being deleted.
     pub creation_refused: HashSet<String>,
 }
@@ -113,6 +115,14 @@ impl Cache {
             match work {
                 // Addresses come and go with machines: counted once in a while, not each time.
                 Follow::Count(network) => self.queue.add_after(Work::Network(network), COUNT_DELAY),
+                Follow::CountPool(pool) => {
+                    let hosts = world.hosts.all();
+                    let with = hosts.filter(|(_, h)| h.spec.pools.iter().any(|p| p.name == pool));
+                    for (key, _) in with {
+                        let work = Work::Host(key.name.clone());
+                        self.queue.add_after(work, COUNT_DELAY);
+                    }
+                }
                 Follow::Now(work) => self.queue.add(work),
                 Follow::Pending => self.wake_pending(world),
             }
@@ -156,6 +166,8 @@ pub enum Follow {
     Now(Work),
     /// Count a network's addresses soon.
     Count(ObjectKey),
+    /// Count soon what the disks of a pool are committed to.
+    CountPool(String),
     /// Look at everything that waits.
     Pending,
 }

@@ -6,7 +6,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use paddock_crds::{
     VirtualHardDisk, VirtualHardDiskStatus, VirtualHardDiskTask, VirtualHardDiskTaskSpec,
-    names::{DISK_FINALIZER, TASK_FINALIZER, condition::READY},
+    names::{
+        DISK_FINALIZER, TASK_FINALIZER,
+        condition::{PROGRESSING, READY},
+    },
     reference::condition,
     virtual_hard_disk::DiskState,
 };
@@ -34,6 +37,11 @@ pub async fn apply(
             .events
             .tell(planned.disk.as_ref(), false, reason, message);
     }
+    if let Some((reason, message)) = &planned.plan.done {
+        context
+            .events
+            .tell(planned.disk.as_ref(), true, reason, message);
+    }
     if planned.retries {
         context.retries.tried(id);
     }
@@ -43,10 +51,17 @@ pub async fn apply(
     if planned.plan.retry {
         let wait = context.retries.failed(id, Instant::now());
         context.queue.add_after(Work::Disk(key.clone()), wait);
-    } else if planned.plan.status.file.is_some() {
+    } else if is_settled(&planned.plan.status) {
         context.retries.forget(id);
     }
     Ok(())
+}
+
+/// Whether nothing is left to be tried.
+fn is_settled(status: &VirtualHardDiskStatus) -> bool {
+    status.file.is_some()
+        && status.obsolete_files.is_empty()
+        && condition(&status.conditions, PROGRESSING).is_none()
 }
 
 fn current(context: &Context, planned: &Planned) -> Result<Arc<VirtualHardDisk>, WriteError> {
@@ -121,13 +136,42 @@ async fn step(
             task,
             host,
             host_epoch,
+            order,
         } => {
-            let status = json!({"host": host, "hostEpoch": host_epoch});
+            let status = json!({"host": host, "hostEpoch": host_epoch, "order": order});
             writer
                 .apply_status::<VirtualHardDiskTask>(task, status)
                 .await
                 .map(|_| ())
         }
+        Action::TellTask {
+            task,
+            state,
+            reason,
+            message,
+        } => {
+            let status = json!({"state": state, "reason": reason, "message": message});
+            writer
+                .apply_status::<VirtualHardDiskTask>(task, status)
+                .await
+                .map(|_| ())
+        }
+        Action::HoldTask { task } => match find(context, task) {
+            Some(found) => {
+                writer
+                    .set_finalizer(found.as_ref(), TASK_FINALIZER, true)
+                    .await
+            }
+            None => Err(WriteError::Gone(task.to_string())),
+        },
+        Action::ReleaseTask { task } => match find(context, task) {
+            Some(found) => {
+                writer
+                    .set_finalizer(found.as_ref(), TASK_FINALIZER, false)
+                    .await
+            }
+            None => Ok(()),
+        },
         Action::DeleteTask { task } => match find(context, task) {
             Some(task) => writer.delete(task.as_ref()).await,
             None => Ok(()),

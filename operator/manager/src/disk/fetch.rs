@@ -1,13 +1,19 @@
 //! The snapshot of one disk, and the plan made from it.
 
-use crate::controller::Context;
-use paddock_crds::{VirtualHardDisk, VirtualHardDiskTask, reference::Time};
+use crate::{
+    cache::{Cache, World},
+    controller::Context,
+};
+use paddock_crds::{
+    VirtualHardDisk, VirtualHardDiskStatus, VirtualHardDiskTask, reference::Time,
+    virtual_machine::RunPolicy,
+};
 use paddock_planner::{
     ObjectKey,
-    disk::{self, Plan, Snapshot},
+    disk::{self, Family, Plan, Snapshot},
     identity,
 };
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 /// A plan and the objects that it was made from.
 pub struct Planned {
@@ -19,6 +25,20 @@ pub struct Planned {
     pub plan: Plan,
     /// Whether a failed task was let go for a new try.
     pub retries: bool,
+    /// While it lives, other plans know that this one gives the disk to a task.
+    pub giving: Option<Giving>,
+}
+
+/// A disk that is just being given to a task.
+pub struct Giving {
+    cache: Arc<Cache>,
+    key: ObjectKey,
+}
+
+impl Drop for Giving {
+    fn drop(&mut self) {
+        self.cache.world().giving.remove(&self.key);
+    }
 }
 
 /// Plans for one disk.
@@ -29,17 +49,27 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
         return None;
     };
     let uid = identity::uid(&disk.metadata);
-    let tasks: Vec<_> = world
-        .index
-        .tasks_of(uid)
+    let named = world.index.tasks_named_for(key);
+    let keys: BTreeSet<_> = world.index.tasks_of(uid).chain(named).collect();
+    let tasks: Vec<_> = keys
+        .into_iter()
         .filter_map(|task| world.tasks.get(task).cloned())
+        .filter(|task| may_be_of(task, uid))
         .collect();
+    let family = family(&world, key, &disk);
+    let wanted = world
+        .index
+        .users_of_disk(key)
+        .filter_map(|vm| world.machines.get(vm))
+        .any(|vm| vm.spec.run_policy != RunPolicy::Stopped && !identity::deleting(&vm.metadata));
     let retry_due = context.retries.is_due(uid, Instant::now());
     let same_file = earlier_with_same_file(&world, key, &disk);
     let plan = disk::decide(&Snapshot {
         disk: &disk,
         system_namespace: &context.namespace,
         tasks: &tasks,
+        family: &family,
+        wanted,
         hosts: &world.host_views(None),
         busy: &world.index.busy(),
         same_file: same_file.as_ref(),
@@ -52,17 +82,74 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
     } else {
         world.pending_disks.remove(key);
     }
+    let held = |s: &VirtualHardDiskStatus| s.attachment.as_ref().map(|a| a.disk_epoch);
+    let gives =
+        held(&plan.status).is_some() && held(&plan.status) != disk.status.as_ref().and_then(held);
+    let giving = gives.then(|| {
+        world.giving.insert(key.clone());
+        Giving {
+            cache: context.cache.clone(),
+            key: key.clone(),
+        }
+    });
     Some(Planned {
         tasks,
+        giving,
         retries: retry_due && !plan.retry,
         plan,
         disk: disk.clone(),
     })
 }
 
+/// Whether a task that names a disk can mean the one with a UID: not when the operator made it for an earlier one.
+fn may_be_of(task: &VirtualHardDiskTask, disk_uid: &str) -> bool {
+    let mut owners = task.metadata.owner_references.iter().flatten();
+    let owner = owners.find(|o| o.controller == Some(true));
+    let annotations = task.metadata.annotations.as_ref();
+    let elsewhere = annotations.and_then(|all| all.get(disk::DISK_UID_ANNOTATION));
+    let made_for = owner.map(|o| &o.uid).or(elsewhere);
+    made_for.is_none_or(|uid| uid == disk_uid)
+}
+
+/// The disks that a disk has to do with.
+fn family(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Family {
+    let sibling = |name: &str| ObjectKey::new(&key.namespace, name);
+    let parent_key = disk::parent_name(disk).map(sibling);
+    let source = disk.spec.source.as_ref().and_then(|s| s.clone_ref.as_ref());
+    let source_key = source.map(|r| sibling(&r.name));
+    let found = |key: &Option<ObjectKey>| world.disks.get(key.as_ref()?).cloned();
+    let all = |keys: Vec<ObjectKey>| -> Vec<Arc<VirtualHardDisk>> {
+        keys.iter()
+            .filter_map(|k| world.disks.get(k).cloned())
+            .collect()
+    };
+    let siblings = parent_key.iter().flat_map(|p| world.index.children_of(p));
+    let siblings: Vec<_> = siblings.filter(|k| *k != key).cloned().collect();
+    let children: Vec<_> = world.index.children_of(key).cloned().collect();
+    let copies: Vec<_> = world.index.copies_of(key).cloned().collect();
+    let named = [Some(key.clone()), parent_key.clone(), source_key.clone()];
+    let taken = named
+        .iter()
+        .flatten()
+        .chain(&siblings)
+        .chain(&children)
+        .chain(&copies)
+        .filter(|k| world.giving.contains(k) || world.index.reserver_of(k).is_some())
+        .map(|k| k.name.clone())
+        .collect();
+    Family {
+        parent: found(&parent_key),
+        source: found(&source_key),
+        siblings: all(siblings),
+        children: all(children),
+        copies: all(copies),
+        taken,
+    }
+}
+
 /// An earlier disk whose spec names the same file, where both may mean one host.
 fn earlier_with_same_file(
-    world: &crate::cache::World,
+    world: &World,
     key: &ObjectKey,
     disk: &VirtualHardDisk,
 ) -> Option<ObjectKey> {

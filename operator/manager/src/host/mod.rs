@@ -7,7 +7,7 @@ use crate::{
 };
 use paddock_crds::{
     Host,
-    host::{HostState, HostStatus},
+    host::{Committed, HostState, HostStatus, PoolKind, PoolScope},
 };
 use paddock_planner::{
     ObjectKey, disk,
@@ -24,7 +24,9 @@ pub async fn reconcile(context: &Context, name: &str) -> Result<(), ReconcileErr
             return Ok(());
         };
         let highest = highest_epoch(&world, name);
-        let plan = host::decide(&found, world.leases.get(name), highest, &now());
+        let mut plan = host::decide(&found, world.leases.get(name), highest, &now());
+        plan.part.committed = committed(&world, &found);
+        plan.part.storage = host::storage(&found, &plan.part.committed);
         (found, plan)
     };
     if let Some(epoch) = plan.create_lease {
@@ -43,8 +45,10 @@ pub async fn reconcile(context: &Context, name: &str) -> Result<(), ReconcileErr
         let mut wanted = json!({
             "state": part.state,
             "conditions": [part.ready],
+            "committed": part.committed,
         });
         let optional = [
+            ("storage", part.storage.as_ref().map(|v| json!(v))),
             ("hostEpoch", part.host_epoch.map(|v| json!(v))),
             (
                 "outOfServiceToken",
@@ -75,6 +79,29 @@ pub async fn reconcile(context: &Context, name: &str) -> Result<(), ReconcileErr
         }
     }
     Ok(())
+}
+
+/// What the disks in each of a host's pools are committed to.
+fn committed(world: &World, found: &Host) -> Vec<Committed> {
+    let name = found.metadata.name.as_deref().unwrap_or_default();
+    let pools = found.spec.pools.iter();
+    pools
+        .filter(|p| p.kinds.contains(&PoolKind::Disks))
+        .map(|pool| {
+            let here = world.index.committed(&pool.name, Some(name));
+            // A disk on a parent that only one host has is bound to that host, in a shared pool too.
+            let shared = world.index.committed(&pool.name, None);
+            let (bytes, disks) = match pool.scope {
+                PoolScope::Local => here,
+                PoolScope::Shared => (here.0.saturating_add(shared.0), here.1 + shared.1),
+            };
+            Committed {
+                pool: pool.name.clone(),
+                bytes,
+                disks,
+            }
+        })
+        .collect()
 }
 
 /// The highest epoch that anything on a host names.

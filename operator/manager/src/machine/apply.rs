@@ -8,7 +8,7 @@ use paddock_crds::{
     VirtualHardDisk, VirtualHardDiskStatus, VirtualMachine, VirtualMachineInstance,
     VirtualMachineInstanceSpec,
     names::{INSTANCE_FINALIZER, MACHINE_FINALIZER},
-    virtual_hard_disk::Attachment,
+    virtual_hard_disk::{Attachment, UndoDisk, UndoState},
 };
 use paddock_planner::{
     ObjectKey, disk,
@@ -78,8 +78,17 @@ async fn step(
                 .await
         }
         Action::Bind { disk, host } => bind(context, key, disk, host).await,
-        Action::Attach { disk, attachment } => attach(context, key, disk, attachment).await,
-        Action::Detach { disk, owner_uid } => detach(context, key, disk, owner_uid).await,
+        Action::Attach {
+            disk,
+            attachment,
+            undo,
+        } => attach(context, key, disk, attachment, undo.as_ref()).await,
+        Action::Detach {
+            disk,
+            owner_uid,
+            undo,
+        } => detach(context, key, disk, owner_uid, *undo).await,
+        Action::SettleUndo { disk, state } => settle_undo(context, key, disk, *state).await,
         Action::CreateInstance(spec) => create(context, key, vm()?.as_ref(), spec).await,
         Action::UpdateInstance { spec, held_memory } => {
             let mut changed = instance()?.as_ref().clone();
@@ -154,6 +163,7 @@ async fn attach(
     machine: &ObjectKey,
     disk: &str,
     attachment: &Attachment,
+    undo: Option<&UndoDisk>,
 ) -> Result<(), WriteError> {
     let found = find_disk(context, machine, disk)?;
     let status = found.status.clone().unwrap_or_default();
@@ -171,7 +181,10 @@ async fn attach(
         let mut held = world.index.attached_to(&attachment.owner.uid);
         held.next().is_none() && world.instances.get(machine).is_none()
     };
-    let status = disk::attached(&status, attachment.clone());
+    let mut status = disk::attached(&status, attachment.clone());
+    if status.undo.is_none() {
+        status.undo = undo.cloned();
+    }
     write_disk(context, &found, status).await?;
     if first {
         let mut world = context.cache.world();
@@ -185,6 +198,7 @@ async fn detach(
     machine: &ObjectKey,
     disk: &str,
     owner_uid: &str,
+    undo: Option<UndoState>,
 ) -> Result<(), WriteError> {
     let Ok(found) = find_disk(context, machine, disk) else {
         return Ok(());
@@ -192,7 +206,32 @@ async fn detach(
     let status = found.status.clone().unwrap_or_default();
     match &status.attachment {
         Some(held) if held.owner.uid == owner_uid => {
-            write_disk(context, &found, disk::detached(&status)).await
+            let mut status = disk::detached(&status);
+            if let (Some(at), Some(state)) = (&mut status.undo, undo) {
+                at.state = state;
+            }
+            write_disk(context, &found, status).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Orders an undo disk to be committed or discarded, unless somebody has taken its disk meanwhile.
+async fn settle_undo(
+    context: &Context,
+    machine: &ObjectKey,
+    disk: &str,
+    state: UndoState,
+) -> Result<(), WriteError> {
+    let found = find_disk(context, machine, disk)?;
+    let mut status = found.status.clone().unwrap_or_default();
+    if status.attachment.is_some() {
+        return Err(WriteError::Conflict(format!("virtualharddisks {disk}")));
+    }
+    match &mut status.undo {
+        Some(undo) if undo.machine == machine.name => {
+            undo.state = state;
+            write_disk(context, &found, status).await
         }
         _ => Ok(()),
     }

@@ -4,11 +4,11 @@
 //! at once never get the same memory, disk or address.
 
 use crate::cache::World;
-use paddock_crds::{VirtualMachine, VirtualMachineInstance, reference::Time};
+use paddock_crds::{VirtualHardDisk, VirtualMachine, VirtualMachineInstance, reference::Time};
 use paddock_planner::{
     ObjectKey, identity,
     machine::{self, Plan, Snapshot},
-    resolve::References,
+    resolve::{Readers, References},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -40,12 +40,14 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
         .filter_map(|disk| world.disks.get(disk).cloned())
         .collect();
     let (mut disks, mut taken, mut networks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut readers = BTreeMap::new();
     if let Some(vm) = &vm {
         for disk in &vm.spec.disks {
             let name = &disk.virtual_hard_disk_ref.name;
             let disk_key = ObjectKey::new(&key.namespace, name);
             if let Some(found) = world.disks.get(&disk_key) {
                 disks.insert(name.clone(), found.clone());
+                readers.insert(name.clone(), readers_of(world, &disk_key, found));
             }
             if let Some(other) = world.index.reserver_of(&disk_key).filter(|o| *o != key) {
                 taken.insert(name.clone(), other.clone());
@@ -86,6 +88,7 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
         references: References {
             disks: &disks,
             taken: &taken,
+            readers: &readers,
             networks: &networks,
             macs: &world.index.macs,
             addresses: &world.index.addresses,
@@ -105,4 +108,30 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
         world.pending_machines.remove(key);
     }
     Some(Planned { vm, instance, plan })
+}
+
+/// Who else reads a disk, and what its file is made from.
+fn readers_of(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Readers {
+    let status = disk.status.as_ref();
+    let made = status.is_some_and(|s| s.file.is_some());
+    let clone = disk.spec.source.as_ref().and_then(|s| s.clone_ref.as_ref());
+    let from = disk.spec.parent_ref.as_ref().or(clone).filter(|_| !made);
+    let copying = |copy: &&ObjectKey| {
+        let attached = world.disks.get(copy).and_then(|d| d.status.as_ref());
+        attached.is_some_and(|s| s.attachment.is_some()) || world.giving.contains(*copy)
+    };
+    let copies = world.index.copies_of(key).filter(copying);
+    Readers {
+        children: world
+            .index
+            .children_of(key)
+            .map(|k| k.name.clone())
+            .collect(),
+        copies: copies.map(|k| k.name.clone()).collect(),
+        taken: world.giving.contains(key),
+        near: from.and_then(|from| {
+            let from = ObjectKey::new(&key.namespace, &from.name);
+            world.disks.get(&from)?.status.as_ref()?.host.clone()
+        }),
+    }
 }

@@ -40,6 +40,7 @@ fn tell(context: &Context, vm: &VirtualMachine, wanted: &VirtualMachineStatus) {
     let good = matches!(
         wanted.state,
         MachineState::Running | MachineState::Paused | MachineState::Stopped
-    ) || reason == "RestartAsked";
+    ) && reason != "PoolFull"
+        || reason == "RestartAsked";
     context.events.tell(vm, good, &reason, &message);
 }

@@ -1,6 +1,6 @@
 //! Ending what a machine has: its instance, and the attachments that are left without one.
 
-use super::{Action, Snapshot, attachment, ended_by_word, host, owner_uid};
+use super::{Action, Snapshot, attachment, ended_by_word, host, owner_uid, undo};
 use crate::{
     identity::{deleting, name, uid},
     placement::HostView,
@@ -46,6 +46,7 @@ pub(super) fn end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> End {
         cannot_start && released || ended_by_word(s, &instance.spec.host, instance.spec.host_epoch);
     if proved {
         let owner = owner_uid(instance);
+        let ends = undo::at_end(s, instance);
         // An attachment on another host is not covered by this instance's proof.
         for disk in s.held.iter().filter(|d| {
             attachment(d).is_some_and(|a| a.owner.uid == owner && a.host == instance.spec.host)
@@ -53,6 +54,7 @@ pub(super) fn end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> End {
             actions.push(Action::Detach {
                 disk: name(&disk.metadata).to_owned(),
                 owner_uid: owner.to_owned(),
+                undo: undo::passes_to(disk, ends),
             });
         }
         actions.push(Action::ReleaseInstance);
@@ -72,6 +74,7 @@ pub(super) fn prove_held(s: &Snapshot<'_>, vm: &VirtualMachine) -> End {
             actions.push(Action::Detach {
                 disk: name(&disk.metadata).to_owned(),
                 owner_uid: a.owner.uid.clone(),
+                undo: None,
             });
         } else {
             unproved = Some(a);

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test file uses its part of it.
 
+pub mod life;
+
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
     jiff::Timestamp,
@@ -15,9 +17,11 @@ use paddock_crds::{
     network::{Dhcp, DhcpMode, NetworkType},
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, Time, condition},
-    virtual_hard_disk::{BoundFile, DiskFile, DiskState, DiskType, FileMode, ReclaimPolicy},
+    virtual_hard_disk::{
+        Access, BoundFile, Compaction, DiskFile, DiskState, DiskType, FileMode, ReclaimPolicy,
+    },
     virtual_machine::{
-        Acceleration, AdapterModel, Bus, Cpu, Disk, Machine, NetworkAdapter, RunPolicy,
+        Acceleration, AdapterModel, Bus, Cpu, Disk, Machine, NetworkAdapter, RunPolicy, UndoDisks,
     },
     virtual_machine_instance::{InstancePhase, Power, Released},
 };
@@ -27,7 +31,7 @@ use paddock_planner::{
     disk, identity,
     machine::{self, Action, HELD_MEMORY_ANNOTATION, Plan, Snapshot},
     placement::{Availability, HostView},
-    resolve::References,
+    resolve::{Readers, References},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -70,6 +74,7 @@ pub fn machine(name: &str, mebibytes: u64) -> VirtualMachine {
             host_selector: None,
             restart_token: None,
             stop_deadline_seconds: 60,
+            undo_disks: UndoDisks::default(),
         },
         status: None,
     }
@@ -114,6 +119,9 @@ pub fn unmade_disk(name: &str, pool: &str) -> VirtualHardDisk {
                 mode: FileMode::Create,
             },
             source: None,
+            parent_ref: None,
+            access: Access::ReadWrite,
+            compaction: Compaction::default(),
             reclaim_policy: ReclaimPolicy::Retain,
         },
         status: None,
@@ -213,6 +221,7 @@ pub struct Model {
     pub instances: BTreeMap<ObjectKey, VirtualMachineInstance>,
     pub disks: BTreeMap<String, Arc<VirtualHardDisk>>,
     pub networks: BTreeMap<String, Arc<VirtualNetwork>>,
+    pub readers: BTreeMap<String, Readers>,
     pub hosts: Vec<HostView>,
     pub made: u64,
     pub now: i64,
@@ -314,6 +323,7 @@ impl Model {
             references: References {
                 disks: &self.disks,
                 taken: &BTreeMap::new(),
+                readers: &self.readers,
                 networks: &self.networks,
                 macs: &macs,
                 addresses: &addresses,
@@ -354,7 +364,11 @@ impl Model {
                 assert_eq!(status.host, None, "a bound disk was bound again");
                 status.host = Some(host.clone());
             }
-            Action::Attach { disk, attachment } => {
+            Action::Attach {
+                disk,
+                attachment,
+                undo,
+            } => {
                 let found = self.disk(disk);
                 let status = found.status.clone().unwrap_or_default();
                 match &status.attachment {
@@ -372,14 +386,31 @@ impl Model {
                         "the epoch of {disk} did not rise"
                     ),
                 }
-                found.status = Some(disk::attached(&status, attachment.clone()));
+                let mut status = disk::attached(&status, attachment.clone());
+                if status.undo.is_none() {
+                    status.undo.clone_from(undo);
+                }
+                found.status = Some(status);
             }
-            Action::Detach { disk, owner_uid } => {
+            Action::SettleUndo { disk, state } => {
+                let status = self.disk(disk).status.as_mut().unwrap();
+                assert_eq!(status.attachment, None, "somebody uses {disk}");
+                status.undo.as_mut().unwrap().state = *state;
+            }
+            Action::Detach {
+                disk,
+                owner_uid,
+                undo,
+            } => {
                 let found = self.disk(disk);
                 let status = found.status.clone().unwrap_or_default();
                 let held = status.attachment.as_ref().expect("it is attached");
                 assert_eq!(held.owner.uid, *owner_uid);
-                found.status = Some(disk::detached(&status));
+                let mut status = disk::detached(&status);
+                if let Some(state) = undo {
+                    status.undo.as_mut().unwrap().state = *state;
+                }
+                found.status = Some(status);
             }
             Action::CreateInstance(spec) => {
                 let vm = &self.machines[key];
