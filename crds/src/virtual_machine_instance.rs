@@ -310,6 +310,11 @@ pub struct VirtualMachineInstanceStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub stop_step: Option<String>,
+    /// While it runs: what its disks take, written again when that has changed by 64 MiB or a twentieth of the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub disks: Vec<InstanceDiskStatus>,
     /// The agent's proof that nothing of the instance runs or holds a disk any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released: Option<Released>,
@@ -318,6 +323,17 @@ pub struct VirtualMachineInstanceStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// What a disk of a running instance takes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceDiskStatus {
+    /// Name of the disk within the machine.
+    #[schemars(length(max = 32))]
+    pub name: String,
+    /// Bytes that the file which the guest writes (the undo disk, if there is one) takes in its pool.
+    pub allocated_bytes: i64,
 }
 
 /// Proof that an instance has ended: its processes are gone, its cgroup is empty.

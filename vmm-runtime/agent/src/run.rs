@@ -222,7 +222,7 @@ impl Parts {
             worker,
             holding: self.holding.clone(),
             metrics: self.metrics.clone(),
-            at_once: Arc::new(Semaphore::new(task::runner::AT_ONCE)),
+            lanes: task::lanes::Lanes::default(),
         });
         let tasks = kubernetes::tasks(client, &self.options.host);
         self.running.spawn(async move {

@@ -13,13 +13,17 @@ use paddock_agent::{
         supervisor,
     },
     lease::{Held, Holding, renew::HoldingSender},
-    task::runner::{self, Control, DiskWorker, Report, TaskApi, TaskKey, TaskWriteError},
+    task::{
+        lanes::Lanes,
+        runner::{self, Control, DiskWorker, Report, TaskApi, TaskKey, TaskWriteError},
+    },
 };
 use paddock_crds::{
     VirtualHardDiskTask, VirtualHardDiskTaskSpec, VirtualHardDiskTaskStatus,
     VirtualMachineInstance, VirtualMachineInstanceSpec, VirtualMachineInstanceStatus,
     reference::{LocalReference, PoolFile, Time},
-    virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
+    virtual_hard_disk::Precompact,
+    virtual_hard_disk_task::{ExportFormat, Shrink, TaskAction, TaskOrder, TaskResult, TaskState},
     virtual_machine::{Acceleration, Machine},
     virtual_machine_instance::{InstanceConfig, InstancePhase, Power},
 };
@@ -406,6 +410,7 @@ impl DiskWorker for Worker {
         async move {
             most.fetch_max(at_work.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             let result = loop {
+                control.set_progress(1, 2);
                 if control.is_cancelled() {
                     break Err(Failure::new("Cancelled", "cancelled"));
                 }
@@ -413,8 +418,7 @@ impl DiskWorker for Worker {
                     permit.forget();
                     break Ok(TaskResult {
                         uuid: task.metadata.uid.clone(),
-                        size_bytes: None,
-                        allocated_bytes: None,
+                        ..TaskResult::default()
                     });
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -427,19 +431,20 @@ impl DiskWorker for Worker {
 }
 
 fn task(name: &str, epoch: i64) -> VirtualHardDiskTask {
+    task_in("default", name, epoch)
+}
+
+fn task_in(pool: &str, name: &str, epoch: i64) -> VirtualHardDiskTask {
     let mut task = VirtualHardDiskTask::new(
         name,
         VirtualHardDiskTaskSpec {
             action: TaskAction::Create,
             virtual_hard_disk_ref: LocalReference { name: "d".into() },
-            file: PoolFile {
-                pool: "default".into(),
-                path: "d.vhd".into(),
-            },
-            disk_type: None,
-            size_bytes: None,
-            source: None,
-            disk_epoch: 1,
+            size: None,
+            shrink: None,
+            precompact: None,
+            target: None,
+            format: None,
         },
     );
     task.metadata.namespace = Some("default".into());
@@ -447,6 +452,24 @@ fn task(name: &str, epoch: i64) -> VirtualHardDiskTask {
     task.status = Some(VirtualHardDiskTaskStatus {
         host: Some("me".into()),
         host_epoch: Some(epoch),
+        order: Some(TaskOrder {
+            disk_uid: "disk".into(),
+            disk_epoch: 1,
+            file: PoolFile {
+                pool: pool.into(),
+                path: "d.vhd".into(),
+            },
+            parents: vec![],
+            target: None,
+            disk_type: None,
+            size_bytes: None,
+            source: None,
+            clone: vec![],
+            undo: None,
+            shrink: Shrink::default(),
+            precompact: Precompact::default(),
+            format: ExportFormat::default(),
+        }),
         ..VirtualHardDiskTaskStatus::default()
     });
     task
@@ -470,7 +493,7 @@ impl TaskHost {
             worker: worker.clone(),
             holding,
             metrics: Arc::default(),
-            at_once: Arc::new(Semaphore::new(runner::AT_ONCE)),
+            lanes: Lanes::default(),
         });
         let (watch, events) = mpsc::channel(16);
         let events = futures::stream::unfold(events, |mut events| async move {
@@ -519,6 +542,49 @@ async fn two_tasks_at_once_and_one_report_each() {
             .and_then(|result| result.uuid.as_deref()),
         Some("uid-t3")
     );
+}
+
+#[tokio::test]
+async fn a_pool_that_hangs_holds_up_no_other_pools_tasks() {
+    let host = TaskHost::start();
+    for index in 0..4 {
+        host.apply(&task_in("hangs", &format!("stuck{index}"), EPOCH))
+            .await;
+    }
+    eventually("two work", || {
+        host.worker.at_work.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    for index in 0..2 {
+        host.apply(&task_in("other", &format!("t{index}"), EPOCH))
+            .await;
+    }
+    eventually("the other pool's work too", || {
+        host.worker.at_work.load(Ordering::SeqCst) == 4
+    })
+    .await;
+    // One that waits is cancelled without its turn.
+    let mut waiting = task_in("hangs", "stuck3", EPOCH);
+    waiting.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+    host.apply(&waiting).await;
+    eventually("cancelled", || {
+        let last = host.api.of("stuck3").pop();
+        last.is_some_and(|report| report.reason.as_deref() == Some("Cancelled"))
+    })
+    .await;
+    assert_eq!(host.worker.at_work.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn a_merge_is_told_before_it_begins() {
+    let host = TaskHost::start();
+    let mut merge = task("merge", EPOCH);
+    merge.spec.action = TaskAction::Merge;
+    host.worker.go_on.add_permits(1);
+    host.apply(&merge).await;
+    eventually("done", || host.api.of("merge").len() == 2).await;
+    let states: Vec<_> = host.api.of("merge").iter().map(|r| r.state).collect();
+    assert_eq!(states, [TaskState::Running, TaskState::Succeeded]);
 }
 
 #[tokio::test]

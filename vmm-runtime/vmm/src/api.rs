@@ -48,7 +48,8 @@ impl State {
 pub enum PauseReason {
     /// It was asked for.
     Requested,
-    /// A disk's pool has no space left. The write is tried again when the machine is set to `Running`.
+    /// A disk's pool has no space left. The guest's requests are held; it goes on by itself once there is room, and they
+    /// are tried at once when the machine is set to `Running`.
     NoSpace,
     /// QEMU stopped the guest by itself for another reason, said in [`Status::message`].
     Qemu,
@@ -183,6 +184,12 @@ pub enum EndReason {
     DiskNotOpened,
     /// Somebody else holds a disk.
     DiskInUse,
+    /// A parent of a disk was not found, or another disk lies in its place.
+    ParentNotFound,
+    /// A parent of a disk was modified since its child was made.
+    ParentChanged,
+    /// The undo disk that has a guest's changes is not there.
+    UndoDiskNotFound,
     /// A disk does not fit on its bus.
     DiskTooLargeForBus,
     /// The kernel or the initial ramdisk could not be read.

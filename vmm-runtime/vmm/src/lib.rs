@@ -15,6 +15,7 @@ pub mod client;
 pub mod config;
 mod console;
 mod disks;
+mod hold;
 pub mod identity;
 pub mod lifecycle;
 mod qemu;

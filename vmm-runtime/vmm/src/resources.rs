@@ -8,7 +8,7 @@ use paddock_vhd::Pool;
 
 use crate::api::EndReason;
 use crate::config::{PoolFile, ValidBoot, ValidVmConfig};
-use crate::disks::{NotOpened, ServedDisks};
+use crate::disks::{NotOpened, ServedDisks, TellHeld};
 use crate::qemu::command_line::{INITRD_FILE, KERNEL_FILE};
 use crate::qemu::tap::open_tap;
 use crate::run_directory::{QemuFolder, RunDirectory};
@@ -25,7 +25,11 @@ pub(crate) struct Resources {
 
 impl Resources {
     /// Opens everything, or nothing. Blocks.
-    pub fn open(config: &ValidVmConfig, directory: &Arc<RunDirectory>) -> Result<Self, NotOpened> {
+    pub fn open(
+        config: &ValidVmConfig,
+        directory: &Arc<RunDirectory>,
+        tell: &TellHeld,
+    ) -> Result<Self, NotOpened> {
         let folder = directory
             .make_qemu_folder(config.qemu_uid, config.qemu_gid)
             .map_err(|error| NotOpened::new(EndReason::HostError, error))?;
@@ -37,7 +41,7 @@ impl Resources {
                 copy_in(&folder, INITRD_FILE, initrd)?;
             }
         }
-        let disks = ServedDisks::open(config, &folder)?;
+        let disks = ServedDisks::open(config, &folder, tell)?;
         Ok(Resources {
             disks,
             folder,

@@ -18,7 +18,8 @@ use crate::api::{EndReason, RunResult, State, Status};
 use crate::bounded_log::BoundedLog;
 use crate::config::ValidVmConfig;
 use crate::console::{ConsolePort, console};
-use crate::disks::NotOpened;
+use crate::disks::{NotOpened, TellHeld};
+use crate::hold::Told;
 use crate::lifecycle::{Action, Command, End, Input, Lifecycle, View};
 use crate::qemu::command_line::disk_of_node;
 use crate::qemu::process::{Launched, launch};
@@ -269,6 +270,18 @@ impl Supervisor {
                     }
                     None
                 }
+                Action::RetryHeld => {
+                    if let Some(resources) = &self.resources {
+                        resources.disks.retry_held();
+                    }
+                    None
+                }
+                Action::LetHeldFail => {
+                    if let Some(resources) = &self.resources {
+                        resources.disks.give_up_held();
+                    }
+                    None
+                }
                 Action::Close => self.close(),
                 Action::Finish(end) => {
                     self.end = Some(end);
@@ -291,7 +304,7 @@ impl Supervisor {
             self.queue.clone(),
         );
         let opening = move || {
-            let opened = Resources::open(&config, &directory);
+            let opened = Resources::open(&config, &directory, &tell_held(queue.clone()));
             let _ = queue.blocking_send(Message::Opened(opened));
         };
         let error = std::thread::Builder::new()
@@ -436,6 +449,18 @@ impl Supervisor {
         self.publish_view(view);
         result
     }
+}
+
+fn tell_held(queue: mpsc::Sender<Message>) -> TellHeld {
+    Arc::new(move |disk, told| {
+        let disk = disk.to_owned();
+        let input = match told {
+            Told::Full(why) => Input::PoolFull { disk, why },
+            Told::Room => Input::PoolHasRoom { disk },
+        };
+        // Nobody listens any more: the run has ended.
+        let _ = queue.blocking_send(input.into());
+    })
 }
 
 fn status(config: &ValidVmConfig, view: View, since: Timestamp) -> Status {

@@ -3,7 +3,7 @@
 pub mod hollow;
 pub mod qemu;
 
-use crate::instance::core::{End, Failure, Found, Guest, Run, Started};
+use crate::instance::core::{DiskUse, End, Failure, Found, Guest, Run, Started};
 use futures::future::BoxFuture;
 use paddock_crds::{
     VirtualMachineInstance,
@@ -43,6 +43,8 @@ pub struct StartOrder {
 pub enum Told {
     /// What the guest does.
     GuestIs(Guest),
+    /// What its disks take.
+    Measured(Vec<DiskUse>),
     /// The process has ended. Nothing follows.
     Exited(End),
 }

@@ -70,25 +70,20 @@ fn memory_total(meminfo: &str) -> Option<i64> {
     kibibytes.checked_mul(1024)
 }
 
-/// Looks at the pools and uplinks that `spec` names. Blocks: a network file system may take its time.
+/// Looks at the uplinks that `spec` names.
 #[must_use]
-pub fn look(spec: &HostSpec) -> Facts {
-    Facts {
-        pools: spec
-            .pools
-            .iter()
-            .map(|pool| (pool.name.clone(), pool_fact(&pool.path)))
-            .collect(),
-        uplinks: spec
-            .uplinks
-            .iter()
-            .map(|uplink| (uplink.name.clone(), uplink_fact(&uplink.interface)))
-            .collect(),
-        accelerator: None,
-    }
+pub fn look_at_uplinks(spec: &HostSpec) -> BTreeMap<String, Result<(), String>> {
+    spec.uplinks
+        .iter()
+        .map(|uplink| (uplink.name.clone(), uplink_fact(&uplink.interface)))
+        .collect()
 }
 
-fn pool_fact(path: &str) -> PoolFact {
+/// Looks at the pool at `path`. Blocks: a network file system may take its time, or for ever.
+///
+/// # Errors
+/// When it cannot be used, why.
+pub fn pool_fact(path: &str) -> PoolFact {
     let pool = Pool::open(path).map_err(|error| error.to_string())?;
     let space = pool.space().map_err(|error| error.to_string())?;
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);

@@ -2,6 +2,7 @@
 
 pub mod accelerator;
 pub mod facts;
+pub mod pool_looks;
 pub mod publish;
 pub mod report;
 pub mod topology;

@@ -3,6 +3,7 @@
 use super::{
     accelerator::Verdict,
     facts::{self, Facts, Machine},
+    pool_looks::{Limits, PoolLooks},
     report,
 };
 use crate::{
@@ -23,7 +24,7 @@ use tracing::{info, warn};
 
 /// From one look at pools and uplinks to the next.
 const LOOK_EACH: Duration = Duration::from_secs(5);
-/// Longest time for one look; a hanging network file system makes its pools unavailable.
+/// Longest time for one look at the uplinks.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 const CALL_LIMIT: Duration = Duration::from_secs(15);
@@ -54,6 +55,7 @@ impl Publisher {
         let mut hosts = pin!(hosts);
         let mut host: Option<Host> = None;
         let mut facts: Option<Facts> = None;
+        let mut pools = PoolLooks::new(Limits::default());
         let mut seen = false;
         let mut look = tokio::time::interval(LOOK_EACH);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -85,7 +87,7 @@ impl Publisher {
             }
             let Some(current) = &host else { continue };
             if look_now || facts.is_none() {
-                facts = Some(look_at(current.spec.clone()).await);
+                facts = Some(look_at(current.spec.clone(), &mut pools).await);
             }
             let Some(facts) = &facts else { continue };
             again = match self.publish(current, facts).await {
@@ -212,25 +214,31 @@ fn body(name: &str, uid: Option<&str>, status: &HostStatus) -> Value {
     })
 }
 
-async fn look_at(spec: HostSpec) -> Facts {
-    let names: Vec<_> = spec.pools.iter().map(|pool| pool.name.clone()).collect();
-    let looking = tokio::task::spawn_blocking(move || facts::look(&spec));
-    match tokio::time::timeout(LOOK_LIMIT, looking).await {
-        Ok(Ok(facts)) => facts,
-        // Which of them hangs is not known; none can be trusted.
-        _ => Facts {
-            pools: names
+async fn look_at(spec: HostSpec, pools: &mut PoolLooks) -> Facts {
+    let names: Vec<_> = spec
+        .uplinks
+        .iter()
+        .map(|uplink| uplink.name.clone())
+        .collect();
+    let pools = pools.round(&spec).await;
+    let looking = tokio::task::spawn_blocking(move || facts::look_at_uplinks(&spec));
+    let uplinks = match tokio::time::timeout(LOOK_LIMIT, looking).await {
+        Ok(Ok(uplinks)) => uplinks,
+        _ => {
+            let error = format!(
+                "it could not be looked at within {} s",
+                LOOK_LIMIT.as_secs()
+            );
+            names
                 .into_iter()
-                .map(|name| {
-                    let error = format!(
-                        "the pools of this host did not answer within {} s",
-                        LOOK_LIMIT.as_secs()
-                    );
-                    (name, Err(error))
-                })
-                .collect(),
-            ..Facts::default()
-        },
+                .map(|name| (name, Err(error.clone())))
+                .collect()
+        }
+    };
+    Facts {
+        pools,
+        uplinks,
+        accelerator: None,
     }
 }
 

@@ -188,6 +188,7 @@ impl<B: Backend> Actor<B> {
                 Some(mail) = self.mail_in.recv() => self.open(mail),
                 Some((run, told)) = self.told_in.recv() => Some(match told {
                     Told::GuestIs(guest) => Event::GuestIs(run, guest),
+                    Told::Measured(uses) => Event::Measured(run, uses),
                     Told::Exited(end) => Event::Exited(run, end),
                 }),
                 letter = self.letters.recv() => match letter {

@@ -22,16 +22,17 @@
 
 use super::{
     backoff::{Backoff, Cause},
+    disk_uses::{self, is_worth_telling},
     status,
 };
 use crate::clock::Boottime;
 use paddock_crds::virtual_machine_instance::{
-    InstancePhase, Power, Released, VirtualMachineInstanceStatus as Status,
+    InstanceDiskStatus, InstancePhase, Power, Released, VirtualMachineInstanceStatus as Status,
 };
 use std::time::Duration;
 
 pub use super::vocabulary::{
-    Action, End, Event, Failure, Found, Guest, Now, Pause, Run, Started, Wish,
+    Action, DiskUse, End, Event, Failure, Found, Guest, Now, Pause, Run, Started, Wish,
 };
 
 /// A transition is reported when it takes longer than this; a quick one is seen by its result alone.
@@ -96,6 +97,7 @@ pub struct InstanceCore {
     restart_token: Option<String>,
     restarts: i32,
     stop_step: Option<String>,
+    disks: Vec<InstanceDiskStatus>,
     released: Option<Released>,
     previous: InstancePhase,
     reported: Option<Box<Status>>,
@@ -139,6 +141,7 @@ impl InstanceCore {
             restart_token: status.restart_token.clone(),
             restarts: status.restarts,
             stop_step: status.stop_step.clone(),
+            disks: status.disks.clone(),
             released: status.released.clone(),
             previous: status.phase,
             reported: Some(Box::new(status)),
@@ -253,6 +256,11 @@ impl InstanceCore {
                     *current = guest;
                 }
             }
+            Event::Measured(run, uses) => {
+                if run == self.run && self.is_up() && is_worth_telling(&self.disks, &uses) {
+                    self.disks = disk_uses::statuses(&uses);
+                }
+            }
             Event::Exited(run, end) => {
                 if run == self.run && matches!(self.stage, Stage::Up(_) | Stage::Stopping { .. }) {
                     self.ended(now, end);
@@ -270,6 +278,7 @@ impl InstanceCore {
                     self.note = None;
                     self.started = None;
                     self.up_since = None;
+                    self.disks.clear();
                     self.stage = Stage::Absent;
                 }
             }
@@ -315,6 +324,7 @@ impl InstanceCore {
         self.note = None;
         match found {
             Found::Nothing => {
+                self.disks.clear();
                 self.stage = Stage::Absent;
                 if matches!(
                     self.previous,
@@ -651,6 +661,7 @@ impl InstanceCore {
                 .stop_step
                 .clone()
                 .filter(|_| phase != InstancePhase::Stopping && !restart_requested),
+            disks: self.disks.clone(),
             released: self.released.clone(),
         }))
     }

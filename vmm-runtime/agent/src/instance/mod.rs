@@ -6,6 +6,7 @@
 pub mod actor;
 pub mod backoff;
 pub mod core;
+mod disk_uses;
 pub mod status;
 pub mod supervisor;
 pub mod vocabulary;

@@ -2,7 +2,7 @@
 
 use super::core::Started;
 use paddock_crds::virtual_machine_instance::{
-    InstancePhase, Released, VirtualMachineInstanceStatus as Status,
+    InstanceDiskStatus, InstancePhase, Released, VirtualMachineInstanceStatus as Status,
 };
 
 /// `stopStep`: the guest shut down when its power button was pressed.
@@ -26,6 +26,7 @@ pub(super) struct Parts<'a> {
     pub restart_token: Option<String>,
     pub restarts: i32,
     pub stop_step: Option<String>,
+    pub disks: Vec<InstanceDiskStatus>,
     pub released: Option<Released>,
 }
 
@@ -43,6 +44,7 @@ pub(super) fn build(parts: Parts<'_>) -> Status {
         reason: parts.reason,
         message: parts.message.map(|message| shorten(&message, MAX_MESSAGE)),
         stop_step: parts.stop_step,
+        disks: parts.disks,
         released: parts.released,
         conditions: Vec::new(),
     }

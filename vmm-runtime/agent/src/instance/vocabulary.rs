@@ -82,6 +82,17 @@ pub enum Guest {
     Paused(Pause),
 }
 
+/// What a disk takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Name of the disk within the machine.
+    pub name: String,
+    /// Bytes that the file which the guest writes takes in its pool.
+    pub allocated: u64,
+    /// The length of that file in bytes.
+    pub length: u64,
+}
+
 /// Why a guest is paused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pause {
@@ -162,6 +173,8 @@ pub enum Event {
     Spawned(Result<Started, Failure>),
     /// A running process tells.
     GuestIs(Run, Guest),
+    /// What the disks of a running process take.
+    Measured(Run, Vec<DiskUse>),
     /// A process ended.
     Exited(Run, End),
     /// [`Action::Stop`] could not be delivered.

@@ -16,7 +16,7 @@ pub const CANCELLED: &str = "Cancelled";
 pub enum Next {
     /// Nothing, ever: it has its result, or is another host's.
     Done,
-    /// Nothing yet: this host does not hold the epoch that the task was assigned under.
+    /// Nothing yet: this host does not hold the epoch that the task was assigned under, or there is no order yet.
     Wait,
     /// Say that nobody works on it: it is being deleted.
     Cancel,
@@ -40,40 +40,71 @@ pub fn next(task: &VirtualHardDiskTask, host: &str, epoch: Option<i64>) -> Next 
         return Next::Cancel;
     }
     match (status.host_epoch, epoch) {
-        (Some(assigned), Some(held)) if assigned == held => Next::Work,
+        (Some(assigned), Some(held)) if assigned == held && status.order.is_some() => Next::Work,
         _ => Next::Wait,
     }
+}
+
+/// An order on `file`, for tests.
+#[cfg(test)]
+pub(super) fn test_order(
+    file: paddock_crds::reference::PoolFile,
+) -> paddock_crds::virtual_hard_disk_task::TaskOrder {
+    use paddock_crds::virtual_hard_disk_task::{ExportFormat, Shrink, TaskOrder};
+    TaskOrder {
+        disk_uid: "disk".into(),
+        disk_epoch: 1,
+        file,
+        parents: vec![],
+        target: None,
+        disk_type: None,
+        size_bytes: None,
+        source: None,
+        clone: vec![],
+        undo: None,
+        shrink: Shrink::default(),
+        precompact: paddock_crds::virtual_hard_disk::Precompact::default(),
+        format: ExportFormat::default(),
+    }
+}
+
+/// A task without a status, for tests.
+#[cfg(test)]
+pub(super) fn test_task(
+    action: paddock_crds::virtual_hard_disk_task::TaskAction,
+) -> VirtualHardDiskTask {
+    let spec = paddock_crds::VirtualHardDiskTaskSpec {
+        action,
+        virtual_hard_disk_ref: paddock_crds::reference::LocalReference { name: "d".into() },
+        size: None,
+        shrink: None,
+        precompact: None,
+        target: None,
+        format: None,
+    };
+    VirtualHardDiskTask::new("t", spec)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use paddock_crds::{
-        VirtualHardDiskTaskSpec, VirtualHardDiskTaskStatus,
-        reference::{LocalReference, PoolFile, Time},
+        VirtualHardDiskTaskStatus,
+        reference::{PoolFile, Time},
         virtual_hard_disk_task::TaskAction,
     };
 
     fn task(host: Option<&str>, epoch: Option<i64>, state: TaskState) -> VirtualHardDiskTask {
-        let mut task = VirtualHardDiskTask::new(
-            "t",
-            VirtualHardDiskTaskSpec {
-                action: TaskAction::Create,
-                virtual_hard_disk_ref: LocalReference { name: "d".into() },
-                file: PoolFile {
-                    pool: "default".into(),
-                    path: "d.vhd".into(),
-                },
-                disk_type: None,
-                size_bytes: None,
-                source: None,
-                disk_epoch: 1,
-            },
-        );
+        let mut task = test_task(TaskAction::Create);
+        let file = PoolFile {
+            pool: "default".into(),
+            path: "d.vhd".into(),
+        };
         task.status = Some(VirtualHardDiskTaskStatus {
             host: host.map(Into::into),
             host_epoch: epoch,
             state,
+            order: Some(test_order(file)),
             ..VirtualHardDiskTaskStatus::default()
         });
         task
@@ -97,6 +128,16 @@ mod tests {
             let task = task(host, assigned, state);
             assert_eq!(next(&task, "me", held), expected, "{:?}", task.status);
         }
+    }
+
+    #[test]
+    fn without_an_order_nothing_is_done() {
+        let mut task = task(Some("me"), Some(3), TaskState::Pending);
+        assert_eq!(next(&task, "me", Some(3)), Next::Work);
+        if let Some(status) = &mut task.status {
+            status.order = None;
+        }
+        assert_eq!(next(&task, "me", Some(3)), Next::Wait);
     }
 
     #[test]

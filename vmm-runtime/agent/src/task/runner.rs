@@ -1,6 +1,10 @@
-//! Carries tasks out: each in a job of its own, two at work at once, one report per result.
+//! Carries tasks out: each in a job of its own, a few at work at once in each pool, one report per result.
 
-use super::core::{CANCELLED, Next, next};
+use super::{
+    core::{CANCELLED, Next, next},
+    lanes::{Lane, Lanes},
+    progress::{Progress, STUCK_AFTER, Told},
+};
 use crate::{
     instance::{core::Failure, status::shorten},
     lease::Holding,
@@ -10,7 +14,7 @@ use futures::{Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kube::{ResourceExt, runtime::watcher::Event as WatchEvent};
 use paddock_crds::{
     VirtualHardDiskTask,
-    virtual_hard_disk_task::{TaskResult, TaskState},
+    virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
 use serde::Serialize;
 use std::{
@@ -18,22 +22,20 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, watch},
     task::JoinHandle,
 };
 use tracing::{info, warn};
 
-/// Tasks at work at once: two keep a disk busy.
-pub const AT_ONCE: usize = 2;
-/// A task is reported as running when it takes longer than this.
-const QUIET: Duration = Duration::from_secs(1);
-/// From one report of progress to the next.
-const PROGRESS_EACH: Duration = Duration::from_secs(2);
+/// From one look at the progress to the next.
+const LOOK_EACH: Duration = Duration::from_secs(1);
+/// A task that waits longer than this for others in its pools says so.
+const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 const MAX_MESSAGE: usize = 1024;
@@ -98,6 +100,7 @@ pub trait TaskApi: Send + Sync + 'static {
 pub struct Control {
     cancelled: AtomicBool,
     percent: AtomicU8,
+    beat: AtomicU64,
 }
 
 impl Control {
@@ -121,6 +124,12 @@ impl Control {
         // At most 100.
         self.percent
             .store(u8::try_from(percent).unwrap_or(100), Ordering::Relaxed);
+        self.beat.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Changes whenever the work tells something.
+    fn beat(&self) -> u64 {
+        self.beat.load(Ordering::Relaxed)
     }
 
     fn percent(&self) -> u8 {
@@ -151,7 +160,7 @@ pub struct Surroundings {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Bounds the tasks at work at once.
-    pub at_once: Arc<Semaphore>,
+    pub lanes: Lanes,
 }
 
 /// Runs the tasks of this host for ever.
@@ -226,10 +235,19 @@ type Latest = watch::Receiver<Option<Arc<VirtualHardDiskTask>>>;
 
 /// One task from its assignment to its result.
 async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
-    if allowed(&key, &world, &mut latest).await.is_none() {
+    let Some(task) = allowed(&key, &world, &mut latest).await else {
         return;
-    }
-    let Ok(_permit) = world.at_once.clone().acquire_owned().await else {
+    };
+    let Some(order) = task
+        .status
+        .as_ref()
+        .and_then(|status| status.order.as_ref())
+    else {
+        return;
+    };
+    // An order does not change, so neither does its lane.
+    let lane = world.lanes.of(order);
+    let Some(_permit) = its_turn(&key, &world, &mut latest, &lane).await else {
         return;
     };
     // It may have changed while others worked; and only a read with quorum says that the task is still this host's.
@@ -237,40 +255,38 @@ async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
         return;
     };
     let action = task.spec.action;
+    let begun = task
+        .status
+        .as_ref()
+        .is_some_and(|status| status.state == TaskState::Running);
+    if action == TaskAction::Merge && !begun {
+        // A merge removes what it merges: who comes after a crash must know that it was begun.
+        write(&key, &world, &running(Told::default(), &lane)).await;
+    }
     info!(task = %key.name, namespace = %key.namespace, ?action, "working on a disk");
     let control = Arc::new(Control::default());
     let mut work = world.worker.perform(task, control.clone());
-    let mut pause = QUIET;
-    let mut told = None;
+    let start = Instant::now();
+    let mut progress = Progress::default();
     let outcome = loop {
         tokio::select! {
             outcome = &mut work => break outcome,
             changed = latest.changed(), if !control.is_cancelled() => {
-                let deleted = match latest.borrow_and_update().as_ref() {
-                    Some(task) => task.metadata.deletion_timestamp.is_some(),
-                    None => true,
-                };
-                if deleted || changed.is_err() {
+                if is_deleted(&mut latest) || changed.is_err() {
                     control.cancel();
                 }
             }
-            () = tokio::time::sleep(pause) => {
-                let percent = control.percent();
-                if told != Some(percent) {
-                    told = Some(percent);
-                    let report = Report {
-                        state: TaskState::Running,
-                        progress_percent: Some(percent.into()),
-                        ..Report::default()
-                    };
+            () = tokio::time::sleep(LOOK_EACH) => {
+                let due = progress.due(start.elapsed(), control.beat(), control.percent());
+                if let Some(told) = due {
                     // The next one says more; nothing depends on this one.
+                    let report = running(told, &lane);
                     if let Ok(Err(TaskWriteError::Failed(error))) =
                         tokio::time::timeout(CALL_LIMIT, world.api.report(&key, &report)).await
                     {
                         warn!(task = %key.name, %error, "progress was not written");
                     }
                 }
-                pause = PROGRESS_EACH;
             }
         }
     };
@@ -292,6 +308,51 @@ async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
         }
     };
     write(&key, &world, &report).await;
+}
+
+/// Waits until others in the same pools are done; `None` when the task was deleted meanwhile.
+async fn its_turn(
+    key: &TaskKey,
+    world: &Surroundings,
+    latest: &mut Latest,
+    lane: &Lane,
+) -> Option<OwnedSemaphorePermit> {
+    let mut turn = Box::pin(lane.enter());
+    let mut patience = Some(PATIENCE);
+    loop {
+        tokio::select! {
+            biased;
+            permit = &mut turn => return permit,
+            changed = latest.changed() => {
+                changed.ok()?;
+                if is_deleted(latest) {
+                    write(key, world, &cancelled()).await;
+                    return None;
+                }
+            }
+            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {
+                patience = None;
+                let report = Report {
+                    state: TaskState::Pending,
+                    reason: Some("Queued".to_owned()),
+                    message: Some(format!("it waits for other tasks in pool {}", lane.pools())),
+                    ..Report::default()
+                };
+                if let Ok(Err(TaskWriteError::Failed(error))) =
+                    tokio::time::timeout(CALL_LIMIT, world.api.report(key, &report)).await
+                {
+                    warn!(task = %key.name, %error, "that it waits was not written");
+                }
+            }
+        }
+    }
+}
+
+fn is_deleted(latest: &mut Latest) -> bool {
+    match latest.borrow_and_update().as_ref() {
+        Some(task) => task.metadata.deletion_timestamp.is_some(),
+        None => true,
+    }
 }
 
 /// Waits until the task may be worked on; `None` when it never will.
@@ -367,6 +428,23 @@ async fn write(key: &TaskKey, world: &Surroundings, report: &Report) {
         }
         world.metrics.status_write_failures.add(1);
         tokio::time::sleep(RETRY).await;
+    }
+}
+
+fn running(told: Told, lane: &Lane) -> Report {
+    let stuck = told.stuck.then(|| {
+        format!(
+            "nothing was heard of the work for {} s: pool {} may hang on this host",
+            STUCK_AFTER.as_secs(),
+            lane.pools()
+        )
+    });
+    Report {
+        state: TaskState::Running,
+        progress_percent: Some(told.percent.into()),
+        reason: stuck.is_some().then(|| "NoProgress".to_owned()),
+        message: stuck,
+        ..Report::default()
     }
 }
 

@@ -173,6 +173,14 @@ pub struct Disk {
     pub pool: PathBuf,
     /// Path of the VHD within the pool.
     pub path: PathBuf,
+    /// The parents of a differencing disk, nearest first, at most 63: only read. They are looked for where the disk
+    /// says, and in the folders of these files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<PoolFile>,
+    /// The undo disk that takes what the guest writes. Without it the guest writes into the VHD itself, else that is
+    /// only read.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub undo: Option<UndoDisk>,
     /// The epoch of the attachment that allows this run to open the disk.
     pub disk_epoch: u64,
     /// Never write.
@@ -184,6 +192,27 @@ pub struct Disk {
     /// Place among the disks when the firmware looks for one to start from; disks without it come last.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub boot_index: Option<u32>,
+}
+
+/// A differencing disk over a disk, which takes all that is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UndoDisk {
+    /// Absolute path of the pool's folder.
+    pub pool: PathBuf,
+    /// Path within the pool; ends with `.vud`.
+    pub path: PathBuf,
+    /// What is done when there is no such file.
+    pub missing: MissingUndo,
+}
+
+/// What is done about an undo disk that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum MissingUndo {
+    /// It is made.
+    Create,
+    /// The start fails: a guest has written into it.
+    Refuse,
 }
 
 /// A network adapter.

@@ -408,3 +408,55 @@ fn an_ide_disk_ends_at_127_gib() {
     );
     assert_eq!(data.check_size(2040 << 30), Ok(()));
 }
+
+#[test]
+fn parents_and_an_undo_disk_are_taken_over() {
+    let mut config = valid();
+    config["disks"][1]["parents"] = json!([{"pool": "/q", "path": "base.vhd"}]);
+    config["disks"][1]["undo"] = json!({"pool": "/p", "path": "vm/root.vud", "missing": "Refuse"});
+    let config = validate(&config).unwrap();
+    let file = |pool: &str, path: &str| PoolFile {
+        pool: pool.into(),
+        path: path.into(),
+    };
+    let root = &config.disks()[1];
+    assert_eq!(root.parents, [file("/q", "base.vhd")]);
+    assert_eq!(
+        root.undo,
+        Some((file("/p", "vm/root.vud"), MissingUndo::Refuse))
+    );
+    assert_eq!(
+        (&config.disks()[0].undo, config.disks()[0].parents.len()),
+        (&None, 0)
+    );
+}
+
+#[test]
+fn parents_and_undo_disks_that_cannot_be_are_refused() {
+    let undo = |path: &str| json!({"pool": "/p", "path": path, "missing": "Create"});
+    for (disk, field, value, expected) in [
+        (1, "undo", undo("root.vhd"), "disks[root].undo.path"),
+        (1, "undo", undo("../root.vud"), "disks[root].undo.path"),
+        (0, "undo", undo("data.vud"), "disks[data].undo"),
+        (
+            1,
+            "parents",
+            json!([{"pool": "q", "path": "b.vhd"}]),
+            "disks[root].parents.pool",
+        ),
+        (
+            1,
+            "parents",
+            json!(vec![json!({"pool": "/q", "path": "b.vhd"}); 64]),
+            "disks[root].parents.length",
+        ),
+    ] {
+        let error = refused(|config| config["disks"][disk][field] = value.clone());
+        let message = error.to_string();
+        assert!(
+            message.starts_with(&format!("{expected} "))
+                || message.starts_with(&format!("{expected}:")),
+            "{message}"
+        );
+    }
+}

@@ -8,7 +8,7 @@ use super::checks::{
 };
 use super::{
     Accelerator, AdapterModel, BootDevice, CONFIG_VERSION, ConfigError, Disk, DiskBus, Machine,
-    NetworkAdapter, PoolFile, VmConfig,
+    MissingUndo, NetworkAdapter, PoolFile, VmConfig,
 };
 
 /// The largest IDE disk: 127 GiB, as Virtual Server had it (its BIOS addressed 28 bits of 512-byte sectors).
@@ -59,6 +59,8 @@ pub struct ValidDisk {
     pub(crate) name: String,
     pub(crate) slot: DiskSlot,
     pub(crate) file: PoolFile,
+    pub(crate) parents: Vec<PoolFile>,
+    pub(crate) undo: Option<(PoolFile, MissingUndo)>,
     pub(crate) disk_epoch: u64,
     pub(crate) read_only: bool,
     pub(crate) serial: String,
@@ -395,12 +397,49 @@ fn valid_disks(disks: Vec<Disk>) -> Result<Vec<(ValidDisk, Option<u32>)>, Config
                 path: disk.path,
             },
         )?;
+        if disk.parents.len() >= paddock_vhd::MAX_CHAIN {
+            return Err(ConfigError::OutOfRange {
+                field: field("parents.length"),
+                value: disk.parents.len() as u64,
+                min: 0,
+                max: paddock_vhd::MAX_CHAIN as u64 - 1,
+            });
+        }
+        let parents = disk
+            .parents
+            .into_iter()
+            .map(|parent| pool_file(&field("parents"), parent))
+            .collect::<Result<_, _>>()?;
+        let undo = disk.undo.map(|undo| {
+            let missing = undo.missing;
+            let file = PoolFile {
+                pool: undo.pool,
+                path: undo.path,
+            };
+            if file.path.extension().is_none_or(|ending| ending != "vud") {
+                return Err(malformed(
+                    field("undo.path"),
+                    &file.path.to_string_lossy(),
+                    "a name that ends with .vud",
+                ));
+            }
+            Ok((pool_file(&field("undo"), file)?, missing))
+        });
+        let undo = undo.transpose()?;
+        if disk.read_only && undo.is_some() {
+            return Err(ConfigError::Conflict {
+                field: field("undo"),
+                message: "a disk that is only read has nothing to undo: remove one of the two",
+            });
+        }
         let disk_epoch = disk.disk_epoch;
         valid.push((
             ValidDisk {
                 name,
                 slot,
                 file,
+                parents,
+                undo,
                 disk_epoch,
                 read_only: disk.read_only,
                 serial: disk.serial,

@@ -35,6 +35,18 @@ pub enum Input {
     Ready,
     /// QEMU reports something.
     Event(QemuEvent),
+    /// Requests to a disk are held, because there is no space for them.
+    PoolFull {
+        /// The disk's name.
+        disk: String,
+        /// What is full, for a person.
+        why: String,
+    },
+    /// All that was held of a disk was carried out.
+    PoolHasRoom {
+        /// The disk's name.
+        disk: String,
+    },
     /// QEMU answered a command.
     Answered {
         /// The command.
@@ -136,6 +148,10 @@ pub enum Action {
     Command(Command),
     /// Kill QEMU. Answered by `Exited`.
     Kill,
+    /// Try the requests that are held for lack of space again, now.
+    RetryHeld,
+    /// Let the requests that are held for lack of space fail, and all later ones: QEMU waits for them before it stops.
+    LetHeldFail,
     /// Stop serving the disks, flush and close them. Answered by `Closed`.
     Close,
     /// Write the result and end.

@@ -20,6 +20,10 @@
 //! Everything that happens arrives here through one queue: requests from the API, events and answers of QEMU, the
 //! child's exit, the passing of time. So there is one order of events, and the tests can try all of them.
 //!
+//! While requests to a disk are held for lack of space (`hold`), the guest is paused, too; it goes on when all of them
+//! were carried out. QEMU answers `stop` only then, since it waits for the requests, but says at once that the guest is
+//! paused. A stop lets them fail first, or QEMU could not quit.
+//!
 //! QEMU starts with its processors stopped (`-S`); they are started by the first `cont`. A guest that switches itself
 //! off leaves QEMU there, paused, until it is told to quit (`-action shutdown=pause`): the event says who ended it.
 //!
@@ -29,11 +33,14 @@
 //! killed.
 
 mod end;
+mod held;
 mod input;
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::api::{EndReason, ErrorReason, Outcome, PauseReason, Power, State, StopStep};
@@ -69,6 +76,8 @@ pub struct Lifecycle {
     refused: bool,
     /// A write failed for lack of space and QEMU is about to stop because of it: the disk's number.
     no_space_on: Option<String>,
+    /// Disks whose requests are held for lack of space, and what to say of them.
+    held: BTreeMap<String, String>,
     /// Commands that QEMU has not answered. Each at most once.
     outstanding: BTreeSet<Command>,
     qemu_pid: Option<u32>,
@@ -147,6 +156,7 @@ impl Lifecycle {
             pause_reason: None,
             refused: false,
             no_space_on: None,
+            held: BTreeMap::new(),
             outstanding: BTreeSet::new(),
             qemu_pid: None,
             resets: 0,
@@ -230,14 +240,23 @@ impl Lifecycle {
             | Phase::Live { .. } => {
                 self.wish = power;
                 self.refused = false;
-                if self
+                let paused = !self.running && matches!(self.phase, Phase::Live { .. });
+                if power == Power::Paused && paused {
+                    self.pause_reason = Some(PauseReason::Requested);
+                } else if self
                     .pause_reason
                     .is_some_and(|reason| reason != PauseReason::Requested)
                 {
                     // Asked for again after QEMU paused by itself: the reason may be gone, so it is tried.
                     self.pause_reason = (power == Power::Paused).then_some(PauseReason::Requested);
                 }
-                Ok(self.steer())
+                let mut actions = Vec::new();
+                if power == Power::Running && !self.held.is_empty() {
+                    self.show_held();
+                    actions.push(Action::RetryHeld);
+                }
+                actions.extend(self.steer());
+                Ok(actions)
             }
             _ => Err(Refusal::stopping()),
         }
@@ -297,11 +316,14 @@ impl Lifecycle {
                     if self.wish == Power::Paused {
                         self.pause_reason = Some(PauseReason::Requested);
                     }
+                    self.show_held();
                     self.steer()
                 }
                 _ => vec![],
             },
             Input::Event(event) => self.event(now, event),
+            Input::PoolFull { disk, why } => self.pool_full(disk, &why),
+            Input::PoolHasRoom { disk } => self.pool_has_room(&disk),
             Input::Answered { command, error } => self.answered(command, error),
             Input::ConnectionClosed => {
                 if let Phase::Live { closed_at } = &mut self.phase {
@@ -340,7 +362,10 @@ impl Lifecycle {
             return vec![];
         }
         match (self.wish, self.running) {
-            (Power::Running, false) if !by_itself => self.command(Command::Cont),
+            (Power::Running, true) if !self.held.is_empty() => self.command(Command::Stop),
+            (Power::Running, false) if !by_itself && self.held.is_empty() => {
+                self.command(Command::Cont)
+            }
             (Power::Paused, true) => self.command(Command::Stop),
             _ => vec![],
         }
@@ -405,6 +430,8 @@ impl Lifecycle {
     fn paused(&mut self) {
         if self.wish == Power::Paused {
             self.pause_reason = Some(PauseReason::Requested);
+        } else if !self.held.is_empty() {
+            self.show_held();
         } else if let Some(disk) = self.no_space_on.take() {
             self.pause_reason = Some(PauseReason::NoSpace);
             self.message = format!(
@@ -439,7 +466,9 @@ impl Lifecycle {
             },
             end: Some(end),
         };
-        self.command(Command::Quit)
+        let mut actions = self.let_held_fail();
+        actions.extend(self.command(Command::Quit));
+        actions
     }
 
     fn answered(&mut self, command: Command, error: Option<String>) -> Vec<Action> {
@@ -536,7 +565,9 @@ impl Lifecycle {
                 self.phase = Phase::Stopping { step, end: None };
                 self.stop_step = Some(StopStep::PowerButton);
                 self.message = "the power button was pressed".to_owned();
-                self.press()
+                let mut actions = self.let_held_fail();
+                actions.extend(self.press());
+                actions
             }
             Phase::Stopping {
                 step: Step::PowerButton { until, .. },
@@ -570,7 +601,9 @@ impl Lifecycle {
         };
         self.stop_step = Some(StopStep::Quit);
         self.message = "QEMU was told to quit".to_owned();
-        self.command(Command::Quit)
+        let mut actions = self.let_held_fail();
+        actions.extend(self.command(Command::Quit));
+        actions
     }
 
     fn kill(&mut self, end: End) -> Vec<Action> {

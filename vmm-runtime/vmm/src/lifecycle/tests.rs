@@ -1,10 +1,8 @@
 use std::time::Duration;
 
-use proptest::prelude::*;
-
 use super::*;
 
-const fn s(seconds: u64) -> Duration {
+pub(super) const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
@@ -23,7 +21,7 @@ fn event(event: QemuEvent) -> Input {
     Input::Event(event)
 }
 
-fn exited() -> Input {
+pub(super) fn exited() -> Input {
     Input::Exited {
         status: "exit status: 0".into(),
         log_tail: "last words\n".into(),
@@ -41,7 +39,7 @@ fn launched() -> Lifecycle {
     machine
 }
 
-fn running() -> Lifecycle {
+pub(super) fn running() -> Lifecycle {
     let mut machine = launched();
     assert_eq!(machine.step(s(1), Input::Ready), command(Command::Cont));
     assert_eq!(machine.step(s(1), event(QemuEvent::Resumed)), []);
@@ -354,6 +352,95 @@ fn a_full_pool_pauses_until_it_is_asked_to_run_again() {
     assert_eq!(machine.view().pause_reason, Some(PauseReason::Qemu));
 }
 
+fn full(disk: &str) -> Input {
+    Input::PoolFull {
+        disk: disk.into(),
+        why: "full".into(),
+    }
+}
+
+fn room(disk: &str) -> Input {
+    Input::PoolHasRoom { disk: disk.into() }
+}
+
+#[test]
+fn held_requests_pause_the_guest_until_all_of_them_are_carried_out() {
+    let mut machine = running();
+    assert_eq!(machine.step(s(2), full("a")), command(Command::Stop));
+    assert_eq!(machine.step(s(2), full("b")), []);
+    assert_eq!(machine.step(s(2), event(QemuEvent::Paused)), []);
+    let view = machine.view();
+    assert_eq!(
+        (view.state, view.pause_reason),
+        (State::Paused, Some(PauseReason::NoSpace))
+    );
+    assert_eq!(
+        view.message,
+        "disk a: full; its requests are held, and the guest goes on once there is room"
+    );
+    // An order tries at once, and changes nothing else.
+    assert_eq!(
+        machine.set_power(s(3), Power::Running, None),
+        Ok(vec![Action::RetryHeld])
+    );
+    assert_eq!(machine.view(), view);
+    assert_eq!(machine.step(s(4), room("a")), []);
+    assert!(machine.view().message.starts_with("disk b: full"));
+    // QEMU has waited for them.
+    assert_eq!(machine.step(s(5), room("b")), []);
+    assert_eq!(
+        machine.step(s(5), answered(Command::Stop)),
+        command(Command::Cont)
+    );
+    machine.step(s(5), event(QemuEvent::Resumed));
+    machine.step(s(5), answered(Command::Cont));
+    let view = machine.view();
+    assert_eq!(
+        (view.state, view.pause_reason, view.message.as_str()),
+        (State::Running, None, "")
+    );
+    assert_eq!(machine.step(s(5), room("b")), []);
+}
+
+#[test]
+fn a_guest_that_is_to_be_paused_stays_so_when_there_is_room() {
+    let mut machine = running();
+    machine.step(s(2), full("a"));
+    machine.step(s(2), event(QemuEvent::Paused));
+    assert_eq!(machine.set_power(s(3), Power::Paused, None), Ok(vec![]));
+    assert_eq!(machine.view().pause_reason, Some(PauseReason::Requested));
+    assert_eq!(machine.step(s(4), room("a")), []);
+    assert_eq!(machine.step(s(4), answered(Command::Stop)), []);
+    assert_eq!(machine.view().pause_reason, Some(PauseReason::Requested));
+    assert_eq!(
+        machine.set_power(s(5), Power::Running, None),
+        Ok(command(Command::Cont))
+    );
+}
+
+#[test]
+fn a_stop_lets_held_requests_fail_first() {
+    let mut machine = running();
+    machine.step(s(2), full("a"));
+    machine.step(s(2), event(QemuEvent::Paused));
+    let mut off = machine.clone();
+    assert_eq!(
+        off.set_power(s(3), Power::Stopped, Some(s(0))),
+        Ok(vec![Action::LetHeldFail, Action::Command(Command::Quit)])
+    );
+    assert_eq!(
+        machine.set_power(s(3), Power::Stopped, None),
+        Ok(vec![
+            Action::LetHeldFail,
+            Action::Command(Command::Cont),
+            Action::Command(Command::PowerButton)
+        ])
+    );
+    // Another disk's, during the stop.
+    assert_eq!(machine.step(s(4), full("b")), [Action::LetHeldFail]);
+    assert_eq!(machine.step(s(4), room("b")), []);
+}
+
 #[test]
 fn what_qemu_refuses_is_not_tried_for_ever() {
     let mut machine = running();
@@ -442,275 +529,4 @@ fn what_cannot_be_opened_or_flushed_is_said() {
             "the guest switched itself off; then disk root: EIO".into()
         ))]
     );
-}
-
-/// A QEMU that does what it is told, late and in its own time.
-#[derive(Debug, Default)]
-struct Model {
-    opened: bool,
-    closed: bool,
-    finished: bool,
-    alive: bool,
-    was_alive: bool,
-    ready: bool,
-    running: bool,
-    killed: bool,
-    quitting: bool,
-    /// The guest turned off.
-    off: bool,
-    /// What has been asked for and not been done.
-    open_asked: bool,
-    launch_asked: bool,
-    close_asked: bool,
-    commands: Vec<Command>,
-}
-
-/// What the world may do next.
-#[derive(Clone, Debug)]
-enum Move {
-    Open(bool),
-    Launch(bool),
-    Ready,
-    Answer { refuse: bool },
-    Die,
-    Close,
-    GuestOff,
-    GuestReset,
-    NoSpace,
-    HangUp,
-    Power(Power, u64),
-    Reset(u8),
-    Terminate,
-    Pass(u64),
-}
-
-impl Model {
-    fn take(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            assert!(!self.finished, "{action:?} after the end");
-            match action {
-                Action::Open => {
-                    assert!(!self.opened && !self.open_asked);
-                    self.open_asked = true;
-                }
-                Action::Launch => {
-                    assert!(
-                        self.opened && !self.was_alive && !self.launch_asked && !self.close_asked
-                    );
-                    self.launch_asked = true;
-                }
-                Action::Command(command) => {
-                    assert!(self.ready && self.alive, "{command} to nobody");
-                    assert!(!self.commands.contains(&command), "{command} twice");
-                    self.commands.push(command);
-                }
-                Action::Kill => {
-                    assert!((self.alive || self.launch_asked) && !self.killed);
-                    self.killed = true;
-                }
-                Action::Close => {
-                    assert!(
-                        !self.alive && !self.launch_asked && !self.close_asked,
-                        "disks closed under QEMU"
-                    );
-                    self.close_asked = true;
-                }
-                Action::Finish(_) => {
-                    assert!(self.closed && !self.alive);
-                    self.finished = true;
-                }
-            }
-        }
-    }
-
-    fn apply(&mut self, machine: &mut Lifecycle, now: &mut Duration, next: &Move) {
-        let mut feed = |model: &mut Model, input: Input| {
-            let actions = machine.step(*now, input);
-            model.take(actions);
-        };
-        match next {
-            Move::Open(works) if self.open_asked && !self.opened => {
-                self.opened = true;
-                feed(
-                    self,
-                    if *works {
-                        Input::Opened
-                    } else {
-                        Input::NotOpened {
-                            reason: EndReason::DiskNotOpened,
-                            message: "no".into(),
-                        }
-                    },
-                );
-            }
-            Move::Launch(works) if self.launch_asked && !self.was_alive => {
-                self.launch_asked = false;
-                self.was_alive = true;
-                self.alive = *works;
-                feed(
-                    self,
-                    if *works {
-                        Input::Launched { pid: 1 }
-                    } else {
-                        Input::NotLaunched {
-                            reason: EndReason::QemuNotStarted,
-                            message: "no".into(),
-                        }
-                    },
-                );
-            }
-            Move::Ready if self.alive && !self.ready && !self.killed => {
-                self.ready = true;
-                feed(self, Input::Ready);
-            }
-            Move::Answer { refuse } if self.alive && !self.commands.is_empty() => {
-                let command = self.commands.remove(0);
-                if !refuse {
-                    match command {
-                        Command::Cont if !self.running && !self.off => {
-                            self.running = true;
-                            feed(self, Input::Event(QemuEvent::Resumed));
-                        }
-                        Command::Stop if self.running => {
-                            self.running = false;
-                            feed(self, Input::Event(QemuEvent::Paused));
-                        }
-                        Command::Reset => feed(self, Input::Event(QemuEvent::Reset)),
-                        Command::Quit => self.quitting = true,
-                        _ => {}
-                    }
-                }
-                let error = refuse.then(|| "no".to_owned());
-                feed(self, Input::Answered { command, error });
-            }
-            Move::Die if self.alive => {
-                self.alive = false;
-                self.running = false;
-                self.commands.clear();
-                feed(self, exited());
-            }
-            Move::Close if self.close_asked && !self.closed => {
-                self.closed = true;
-                feed(self, Input::Closed { problem: None });
-            }
-            Move::GuestOff if self.running => {
-                self.running = false;
-                self.off = true;
-                feed(self, Input::Event(QemuEvent::GuestShutDown));
-                feed(self, Input::Event(QemuEvent::Paused));
-            }
-            Move::GuestReset if self.running => feed(self, Input::Event(QemuEvent::Reset)),
-            Move::NoSpace if self.running => {
-                self.running = false;
-                let full = QemuEvent::WriteFailed {
-                    disk: "d".into(),
-                    no_space: true,
-                    stops: true,
-                };
-                feed(self, Input::Event(full));
-                feed(self, Input::Event(QemuEvent::Paused));
-            }
-            Move::HangUp if self.alive && self.ready => feed(self, Input::ConnectionClosed),
-            Move::Power(power, deadline) => {
-                if let Ok(actions) = machine.set_power(*now, *power, Some(s(*deadline))) {
-                    self.take(actions);
-                }
-            }
-            Move::Reset(token) => {
-                if let Ok(actions) = machine.reset(&token.to_string()) {
-                    self.take(actions);
-                }
-            }
-            Move::Terminate => feed(self, Input::Terminate),
-            Move::Pass(seconds) => {
-                *now += s(*seconds);
-                while let Some(deadline) = machine.deadline().filter(|deadline| *deadline <= *now) {
-                    let before = machine.clone();
-                    let actions = machine.step(*now, Input::Tick);
-                    self.take(actions);
-                    assert_ne!(
-                        before.deadline(),
-                        machine.deadline(),
-                        "a timer at {deadline:?} that never ends"
-                    );
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-fn moves() -> impl Strategy<Value = Move> {
-    prop_oneof![
-        3 => prop::bool::weighted(0.9).prop_map(Move::Open),
-        3 => prop::bool::weighted(0.9).prop_map(Move::Launch),
-        3 => Just(Move::Ready),
-        6 => prop::bool::weighted(0.1).prop_map(|refuse| Move::Answer { refuse }),
-        1 => Just(Move::Die),
-        2 => Just(Move::Close),
-        1 => Just(Move::GuestOff),
-        1 => Just(Move::GuestReset),
-        1 => Just(Move::NoSpace),
-        1 => Just(Move::HangUp),
-        2 => Just(Move::Power(Power::Running, 0)),
-        2 => Just(Move::Power(Power::Paused, 0)),
-        1 => (0..20_u64).prop_map(|deadline| Move::Power(Power::Stopped, deadline)),
-        1 => (0..3_u8).prop_map(Move::Reset),
-        1 => Just(Move::Terminate),
-        2 => (0..30_u64).prop_map(Move::Pass),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Whatever happens: nothing is done twice or to nobody (asserted in the model), what is shown is what is, and a
-    /// stop comes to an end on a host that does its part.
-    #[test]
-    fn any_history_keeps_its_promises(history in prop::collection::vec(moves(), 0..60)) {
-        let mut machine = Lifecycle::new(s(30));
-        let mut model = Model::default();
-        let mut now = s(0);
-        model.take(machine.step(now, Input::Begin));
-        for next in &history {
-            model.apply(&mut machine, &mut now, next);
-            let view = machine.view();
-            prop_assert_eq!(view.state == State::Running, model.running && !matches!(view.state, State::Stopping));
-            prop_assert_eq!(view.state.is_final(), model.finished);
-            prop_assert!(view.qemu_pid.is_some() == model.alive);
-        }
-        model.apply(&mut machine, &mut now, &Move::Terminate);
-        for _ in 0..40 {
-            for next in [Move::Open(true), Move::Launch(true), Move::Ready, Move::Answer { refuse: false }, Move::Pass(5)] {
-                model.apply(&mut machine, &mut now, &next);
-            }
-            if model.killed || model.quitting {
-                model.apply(&mut machine, &mut now, &Move::Die);
-            }
-            model.apply(&mut machine, &mut now, &Move::Close);
-        }
-        prop_assert!(model.finished, "no end: {machine:?}");
-    }
-
-    /// On a host where nothing fails, the newest wish becomes true.
-    #[test]
-    fn the_newest_wish_wins(wishes in prop::collection::vec((prop::bool::ANY, 0..4_usize), 1..30)) {
-        let mut machine = running();
-        let mut model = Model { opened: true, alive: true, was_alive: true, ready: true, running: true, ..Model::default() };
-        let mut now = s(2);
-        let mut last = Power::Running;
-        for (run, answers) in wishes {
-            last = if run { Power::Running } else { Power::Paused };
-            model.apply(&mut machine, &mut now, &Move::Power(last, 0));
-            for _ in 0..answers {
-                model.apply(&mut machine, &mut now, &Move::Answer { refuse: false });
-            }
-        }
-        while !model.commands.is_empty() {
-            model.apply(&mut machine, &mut now, &Move::Answer { refuse: false });
-        }
-        let wished = if last == Power::Running { State::Running } else { State::Paused };
-        prop_assert_eq!(machine.view().state, wished);
-        prop_assert_eq!(model.running, last == Power::Running);
-    }
 }

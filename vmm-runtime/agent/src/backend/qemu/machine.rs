@@ -9,14 +9,17 @@ use paddock_crds::{
     HostSpec,
     host::Accelerator as HostAccelerator,
     reference::PoolFile,
+    virtual_hard_disk::UndoState,
     virtual_machine::{Acceleration, AdapterModel, Bus},
     virtual_machine_instance::{InstanceConfig, InstanceDisk},
 };
 use paddock_net::{AdapterName, OwnerId, TapName};
-use paddock_vhd::{OpenErrorKind, Pool, PoolError, inspect};
+use paddock_vhd::{
+    OpenError, OpenErrorKind, ParentSearch, Pool, PoolError, inspect, inspect_chain,
+};
 use paddock_vmm::config::{
     Accelerator, Boot, BootDevice, CONFIG_VERSION, Console, Disk, DiskBus, Kernel,
-    MAX_IDE_DISK_BYTES, Machine, NetworkAdapter, Qemu, VmConfig,
+    MAX_IDE_DISK_BYTES, Machine, MissingUndo, NetworkAdapter, Qemu, UndoDisk, VmConfig,
 };
 use std::path::{Path, PathBuf};
 
@@ -157,6 +160,24 @@ fn disk(host: &HostSpec, disk: &InstanceDisk, index: u32) -> Result<Disk, Failur
         unit: number(disk.unit),
         pool: host::pool_path(host, &disk.file.pool)?,
         path: PathBuf::from(&disk.file.path),
+        parents: disk
+            .parents
+            .iter()
+            .map(|parent| file(host, parent))
+            .collect::<Result<_, _>>()?,
+        undo: match &disk.undo {
+            None => None,
+            Some(undo) => Some(UndoDisk {
+                pool: host::pool_path(host, &undo.file.pool)?,
+                path: PathBuf::from(&undo.file.path),
+                missing: match undo.state {
+                    UndoState::New => MissingUndo::Create,
+                    UndoState::Kept | UndoState::Committing | UndoState::Discarding => {
+                        MissingUndo::Refuse
+                    }
+                },
+            }),
+        },
         disk_epoch: u64::try_from(disk.disk_epoch).unwrap_or_default(),
         read_only: false,
         serial,
@@ -208,22 +229,46 @@ pub fn check_files(config: &InstanceConfig, host: &HostSpec) -> Result<(), Failu
 
 fn check_disk(disk: &InstanceDisk, host: &HostSpec) -> Result<(), Failure> {
     let pool = open_pool(host, &disk.file.pool)?;
-    let found = inspect(&pool, &disk.file.path).map_err(|error| {
+    let mut search = ParentSearch::new();
+    for parent in &disk.parents {
+        let pool = open_pool(host, &parent.pool)?;
+        let folder = Path::new(&parent.path).parent().unwrap_or(Path::new(""));
+        search = search.root(pool.clone()).folder(pool, folder);
+    }
+    let failed = |file: &PoolFile, error: &OpenError| {
         let reason = match error.kind() {
             OpenErrorKind::NotFound | OpenErrorKind::PathEscapes => "DiskMissing",
             OpenErrorKind::Corrupt | OpenErrorKind::Unsupported => "DiskCorrupt",
             OpenErrorKind::InUse => "DiskInUse",
             OpenErrorKind::NoSpace => "PoolFull",
+            OpenErrorKind::ParentNotFound | OpenErrorKind::ParentMismatch => "ParentNotFound",
+            OpenErrorKind::ParentChanged => "ParentChanged",
             _ => "PoolUnavailable",
         };
-        Failure::new(
-            reason,
-            format!(
-                "disk {} (VirtualHardDisk {}, pool {}): {error}",
-                disk.name, disk.virtual_hard_disk, disk.file.pool
-            ),
-        )
-    })?;
+        named(disk, file, reason, error)
+    };
+    let chain = inspect_chain(&pool, &disk.file.path, &search)
+        .map_err(|error| failed(&disk.file, &error))?;
+    let Some((_, _, found)) = chain.first() else {
+        return Ok(());
+    };
+    if let Some(undo) = &disk.undo {
+        let pool = open_pool(host, &undo.file.pool)?;
+        match inspect(&pool, &undo.file.path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == OpenErrorKind::NotFound => {
+                if undo.state != UndoState::New {
+                    return Err(named(
+                        disk,
+                        &undo.file,
+                        "UndoDiskNotFound",
+                        &"its undo disk is not there, and a guest has written into it: put it back, or discard it",
+                    ));
+                }
+            }
+            Err(error) => return Err(failed(&undo.file, &error)),
+        }
+    }
     if disk.bus == Bus::Ide && found.virtual_size > MAX_IDE_DISK_BYTES {
         return Err(Failure::new(
             "DiskTooLargeForBus",
@@ -234,6 +279,21 @@ fn check_disk(disk: &InstanceDisk, host: &HostSpec) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+fn named(
+    disk: &InstanceDisk,
+    file: &PoolFile,
+    reason: &'static str,
+    what: &dyn std::fmt::Display,
+) -> Failure {
+    Failure::new(
+        reason,
+        format!(
+            "disk {} (VirtualHardDisk {}, pool {}, {}): {what}",
+            disk.name, disk.virtual_hard_disk, file.pool, file.path
+        ),
+    )
 }
 
 fn open_pool(host: &HostSpec, name: &str) -> Result<Pool, Failure> {

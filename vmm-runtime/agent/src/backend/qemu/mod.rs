@@ -1,7 +1,9 @@
 //! Real guests: one `paddock-vmm` with its QEMU per instance.
 
 pub mod cgroup;
+pub mod file_checks;
 pub mod machine;
+pub mod measure;
 pub mod networks;
 pub mod process;
 pub mod run_folder;
@@ -14,6 +16,7 @@ use crate::{
     instance::core::{End, Failure, Found, Guest, Started},
 };
 use cgroup::Cgroups;
+use file_checks::FileChecks;
 use futures::{FutureExt, future::BoxFuture};
 use networks::Networks;
 use paddock_crds::{
@@ -63,6 +66,7 @@ pub struct QemuBackend {
     folders: RunFolders,
     networks: Arc<Networks>,
     users: Users,
+    file_checks: FileChecks,
     spec: SpecReceiver,
     verdict: watch::Receiver<Option<Verdict>>,
 }
@@ -84,6 +88,7 @@ impl QemuBackend {
             paths,
             networks: Arc::new(networks),
             users: Users::default(),
+            file_checks: FileChecks::default(),
             spec,
             verdict,
         })
@@ -216,16 +221,10 @@ impl QemuBackend {
         machine::accelerator(config, &verdict)?;
         let user = self.user(&order.key.uid)?;
         let plugs = networks::plugs(order, &spec, user)?;
-        let files = {
-            let (config, spec) = (config.clone(), spec.clone());
-            tokio::task::spawn_blocking(move || machine::check_files(&config, &spec))
-        };
-        files.await.map_err(|error| {
-            Failure::new(
-                "PoolUnavailable",
-                format!("looking at disks broke off: {error}"),
-            )
-        })??;
+        let (config, spec) = (config.clone(), spec.clone());
+        self.file_checks
+            .run(&order.key.uid, move || machine::check_files(&config, &spec))
+            .await?;
         self.networks.ensure(&plugs).await
     }
 

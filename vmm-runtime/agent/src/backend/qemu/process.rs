@@ -1,6 +1,6 @@
 //! One `paddock-vmm`: started, followed, taken over.
 
-use super::run_folder::RunFolder;
+use super::{measure, run_folder::RunFolder};
 use crate::{
     backend::{Monitor, Teller, Told},
     instance::{
@@ -97,6 +97,7 @@ pub fn follow(mut process: Process, folder: RunFolder, teller: Teller) -> Monito
         tokio::select! {
             () = process.exited() => {}
             () = listen(&client, &teller) => {}
+            () = measure::run(&folder, &teller) => {}
         }
         let end = end(folder.result().as_ref());
         teller.tell(Told::Exited(end)).await;
@@ -169,6 +170,9 @@ pub fn end(result: Option<&RunResult>) -> End {
             let reason = match result.reason {
                 EndReason::DiskInUse => "DiskInUse",
                 EndReason::DiskTooLargeForBus => "DiskTooLargeForBus",
+                EndReason::ParentNotFound => "ParentNotFound",
+                EndReason::ParentChanged => "ParentChanged",
+                EndReason::UndoDiskNotFound => "UndoDiskNotFound",
                 EndReason::DiskNotOpened => "DiskNotOpened",
                 EndReason::DiskNotFlushed => "DiskNotFlushed",
                 EndReason::KernelNotRead => "ImageNotFound",

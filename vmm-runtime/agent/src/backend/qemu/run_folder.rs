@@ -5,7 +5,7 @@ use super::cgroup::is_uid;
 use crate::{backend::GuestKey, instance::core::Started};
 use paddock_crds::host::Accelerator;
 use paddock_net::{AdapterSpec, NetworkSpec};
-use paddock_vmm::api::RunResult;
+use paddock_vmm::{api::RunResult, config::VmConfig};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -212,6 +212,12 @@ impl RunFolder {
     #[must_use]
     pub fn record(&self) -> Option<Record> {
         read(&self.path.join(RECORD_FILE))
+    }
+
+    /// The configuration that was written last.
+    #[must_use]
+    pub fn config(&self) -> Option<VmConfig> {
+        read(&self.path.join(CONFIG_FILE))
     }
 
     /// How the process ended; `None` while it runs, and when it crashed.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod disks;
+
 use std::fs::{self, Permissions};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -25,23 +27,6 @@ use tokio::net::UnixStream;
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// Generous: the machine may be busy. Nothing here waits for it to pass.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Copies itself to the next sector by BIOS call 13h/43h, then switches the machine off through the PIIX4's PM1a control
-/// register (0x604: SLP_TYP 0, SLP_EN).
-const WRITE_AND_POWER_OFF: &[u8] = &[
-    0x31, 0xc0, // xor ax, ax
-    0x8e, 0xd8, // mov ds, ax
-    0xbe, 0x16, 0x7c, // mov si, packet
-    0xb8, 0x00, 0x43, // mov ax, 0x4300
-    0xcd, 0x13, // int 0x13
-    0xba, 0x04, 0x06, // mov dx, 0x604
-    0xb8, 0x00, 0x20, // mov ax, 0x2000
-    0xef, // out dx, ax
-    0xf4, // hlt
-    0xeb, 0xfd, // jmp hlt
-    0x10, 0x00, 0x01, 0x00, 0x00, 0x7c, 0x00, 0x00, 1, 0, 0, 0, 0, 0, 0,
-    0, // packet: 1 sector from 0:7c00 to LBA 1
-];
 
 /// Says `!` on the serial port, which the BIOS never does, then switches the machine off when the power button is pressed (PM1a enable 0x602 and
 /// status 0x600, bit 8).
@@ -324,38 +309,6 @@ async fn runs_pauses_resumes_resets_and_is_turned_off() {
         process.client.status().await,
         Err(ClientError::NotListening { .. })
     ));
-}
-
-#[tokio::test]
-async fn guests_boot_from_each_bus_write_and_switch_themselves_off() {
-    if !have_qemu() {
-        return;
-    }
-    for (bus, disk_type) in [
-        ("IDE", DiskType::Dynamic),
-        ("SCSI", DiskType::Fixed),
-        ("Virtio", DiskType::Dynamic),
-    ] {
-        let mut setup = Setup::new();
-        setup.disk("root", bus, disk_type, WRITE_AND_POWER_OFF);
-        let mut process = setup.start();
-        assert_eq!(process.exit_code().await, Some(0), "{bus}: {}", setup.log());
-        let result = setup.result().unwrap();
-        assert_eq!(
-            (result.outcome, result.stop_step),
-            (Outcome::GuestPowerOff, None),
-            "{bus}"
-        );
-        assert_eq!(result.reason, EndReason::GuestPowerOff);
-        let disk = Vhd::open(&setup.pool(), "root.vhd", Access::ReadOnly, Gate::open()).unwrap();
-        let mut sectors = [0; 1024];
-        disk.read_at(&mut sectors, 0).unwrap();
-        assert_eq!(sectors[..WRITE_AND_POWER_OFF.len()], *WRITE_AND_POWER_OFF);
-        assert!(
-            sectors[..512] == sectors[512..],
-            "{bus}: the guest's write is not on the disk"
-        );
-    }
 }
 
 #[tokio::test]

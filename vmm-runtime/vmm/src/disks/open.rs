@@ -1,0 +1,153 @@
+//! Opens a machine's disk with its parents, or the undo disk over it.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use paddock_vhd::{
+    Access, BlockDevice, ChildOptions, Gate, OpenError, OpenErrorKind, OperationError,
+    ParentSearch, Pool, Vhd, inspect, start_undo,
+};
+use tracing::info;
+
+use super::NotOpened;
+use crate::api::EndReason;
+use crate::config::{MissingUndo, PoolFile, ValidDisk};
+
+/// An open disk.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub vhd: Vhd,
+    /// What its changes pass.
+    pub gate: Gate,
+    /// The pool that takes what is written.
+    pub grows_in: Pool,
+}
+
+/// Opens `disk`. With an undo disk that is what is opened, made first if it may be, and the disk below it is only read.
+pub(super) fn open(disk: &ValidDisk) -> Result<Opened, NotOpened> {
+    let pool = pool(disk, &disk.file)?;
+    let path = &disk.file.path;
+    let gate = Gate::open();
+    let (vhd, grows_in) = match &disk.undo {
+        None => {
+            let access = if disk.read_only {
+                Access::ReadOnly
+            } else {
+                Access::ReadWrite
+            };
+            let vhd = Vhd::open_with(&pool, path, access, gate.clone(), &search(disk)?)
+                .map_err(|error| not_opened(disk, &disk.file, &error))?;
+            (vhd, pool)
+        }
+        Some((undo, missing)) => open_undo(disk, &pool, undo, *missing, gate.clone())?,
+    };
+    disk.check_size(vhd.size())
+        .map_err(|error| NotOpened::new(EndReason::DiskTooLargeForBus, error))?;
+    info!(
+        disk = disk.name,
+        bytes = vhd.size(),
+        epoch = disk.disk_epoch,
+        undo = disk.undo.is_some(),
+        "opened"
+    );
+    Ok(Opened {
+        vhd,
+        gate,
+        grows_in,
+    })
+}
+
+fn open_undo(
+    disk: &ValidDisk,
+    base: &Pool,
+    undo: &PoolFile,
+    missing: MissingUndo,
+    gate: Gate,
+) -> Result<(Vhd, Pool), NotOpened> {
+    let undo_pool = pool(disk, undo)?;
+    let search = search(disk)?;
+    let failed = |error: &OpenError| not_opened(disk, undo, error);
+    if is_missing(&undo_pool, &undo.path).map_err(|error| failed(&error))? {
+        if missing == MissingUndo::Refuse {
+            return Err(NotOpened::new(
+                EndReason::UndoDiskNotFound,
+                describe(
+                    disk,
+                    undo,
+                    &"its undo disk is not there, and a guest has written into it: put it back, or discard it",
+                ),
+            ));
+        }
+        let options = ChildOptions {
+            search: search.clone(),
+            ..ChildOptions::new()
+        };
+        // Closed again: its gate is not ours.
+        start_undo(&undo_pool, &undo.path, base, &disk.file.path, &options)
+            .and_then(|made| {
+                made.close().map_err(|source| OperationError::Io {
+                    path: undo.path.clone(),
+                    source,
+                })
+            })
+            .map_err(|error| match &error {
+                OperationError::Open(error)
+                | OperationError::Create(paddock_vhd::CreateError::Parent(error)) => {
+                    not_opened(disk, &disk.file, error)
+                }
+                _ => NotOpened::new(EndReason::DiskNotOpened, describe(disk, undo, &error)),
+            })?;
+    }
+    let search = search
+        .root(base.clone())
+        .folder(base.clone(), folder(&disk.file.path));
+    let vhd = Vhd::open_with(&undo_pool, &undo.path, Access::ReadWrite, gate, &search)
+        .map_err(|error| failed(&error))?;
+    Ok((vhd, undo_pool))
+}
+
+fn is_missing(pool: &Pool, path: &Path) -> Result<bool, OpenError> {
+    match inspect(pool, path) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == OpenErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where the parents of a disk are: in the pools and folders that the configuration names.
+fn search(disk: &ValidDisk) -> Result<ParentSearch, NotOpened> {
+    let mut search = ParentSearch::new();
+    for parent in &disk.parents {
+        let pool = pool(disk, parent)?;
+        search = search.root(pool.clone()).folder(pool, folder(&parent.path));
+    }
+    Ok(search)
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+fn pool(disk: &ValidDisk, file: &PoolFile) -> Result<Pool, NotOpened> {
+    Pool::open(&file.pool)
+        .map_err(|error| NotOpened::new(EndReason::DiskNotOpened, describe(disk, file, &error)))
+}
+
+fn not_opened(disk: &ValidDisk, file: &PoolFile, error: &OpenError) -> NotOpened {
+    let reason = match error.kind() {
+        OpenErrorKind::InUse => EndReason::DiskInUse,
+        OpenErrorKind::ParentNotFound | OpenErrorKind::ParentMismatch => EndReason::ParentNotFound,
+        OpenErrorKind::ParentChanged => EndReason::ParentChanged,
+        _ => EndReason::DiskNotOpened,
+    };
+    NotOpened::new(reason, describe(disk, file, error))
+}
+
+fn describe(disk: &ValidDisk, file: &PoolFile, what: &dyn Display) -> String {
+    format!(
+        "disk {} ({}/{}): {what}",
+        disk.name,
+        file.pool.display(),
+        file.path.display()
+    )
+}
