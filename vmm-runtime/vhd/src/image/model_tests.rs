@@ -575,6 +575,41 @@ fn zeros_and_discards_do_not_uncover_the_parent() {
     assert!(found.iter().all(|&byte| byte == 0));
 }
 
+/// Reads that lie anywhere in chains whose disks hold a little each, again
+/// when it is known where they hold nothing.
+#[test]
+fn disks_of_a_chain_are_skipped_only_where_they_hold_nothing() {
+    for seed in 0..20 {
+        let mut random = Random::new(seed);
+        const SIZE: u64 = 40 * 65_536;
+        let mut disk = foreign_disk(SIZE, 65_536, &mut random);
+        for _ in 0..3 {
+            disk = new_child(disk, SIZE, 65_536);
+            let storage = FaultStorage::new(disk.file.clone(), BTreeMap::new());
+            let child = open_over(storage.clone(), &disk.parents, false, 1 << 20);
+            for _ in 0..60 {
+                let range = random.range(SIZE, 6000);
+                let bytes = random.bytes(range.end - range.start);
+                child.write_at(&bytes, range.start).unwrap();
+                disk.content[range.start as usize..range.end as usize].copy_from_slice(&bytes);
+            }
+            child.put_away().unwrap();
+            disk.file = storage.bytes();
+        }
+        let storage = FaultStorage::new(disk.file.clone(), BTreeMap::new());
+        let reader = open_over(storage, &disk.parents, true, 1 << 20);
+        for _ in 0..600 {
+            let range = random.range(SIZE, 9000);
+            let mut found = vec![0xaa; (range.end - range.start) as usize];
+            reader.read_at(&mut found, range.start).unwrap();
+            assert!(
+                found == disk.content[range.start as usize..range.end as usize],
+                "seed {seed}: {range:?} reads wrong"
+            );
+        }
+    }
+}
+
 /// What waits for a flush is bounded: a writer that never flushes has it
 /// committed on the way.
 #[test]

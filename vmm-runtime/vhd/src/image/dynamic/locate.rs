@@ -36,7 +36,7 @@ impl Dynamic {
 
     fn place_of_piece(&self, intent: Intent, piece: &super::Piece, offset: u64) -> Option<Place> {
         let entry = self.entry(piece.block);
-        if entry == UNALLOCATED {
+        if entry == UNALLOCATED || self.is_clear(piece) {
             return self.place_below(intent, offset, piece.len());
         }
         // A fresh region is taken back if its first write fails.

@@ -63,6 +63,12 @@ const FULL: u8 = 1;
 /// A mark of a block: its region is reserved, and nothing was written to it
 /// with success yet.
 const FRESH: u8 = 2;
+/// A mark of a block: it is known which of its parts have no bit set.
+const SURVEYED: u8 = 4;
+
+/// So many parts a block is looked at in, to skip a disk of a chain that holds
+/// nothing there without looking for its bitmap.
+const PARTS: u32 = u32::BITS;
 
 /// An open dynamic or differencing disk.
 pub(crate) struct Dynamic {
@@ -77,6 +83,9 @@ pub(crate) struct Dynamic {
     /// Where each block is now, durable or not.
     map: Box<[AtomicU32]>,
     marks: Box<[AtomicU8]>,
+    /// Of a parent that has a parent: which parts of a block have bits set.
+    /// Empty otherwise. It is open for reading, so they stay as they are.
+    parts: Box<[AtomicU32]>,
     stripes: Box<[Stripe]>,
     allocation: Mutex<Allocation>,
     /// Told when the file has been made longer, or could not be.
@@ -185,6 +194,8 @@ impl Dynamic {
         read_only: bool,
         tuning: Tuning,
     ) -> Dynamic {
+        // A block with fewer sectors than parts isn't worth it.
+        let surveyed = read_only && parent.is_some() && layout.block_sectors() >= PARTS;
         Dynamic {
             parent,
             layout,
@@ -193,6 +204,11 @@ impl Dynamic {
             tuning,
             map: table.iter().map(|&entry| AtomicU32::new(entry)).collect(),
             marks: table.iter().map(|_| AtomicU8::new(0)).collect(),
+            parts: table
+                .iter()
+                .filter(|_| surveyed)
+                .map(|_| AtomicU32::new(0))
+                .collect(),
             stripes: (0..STRIPES).map(|_| Stripe::default()).collect(),
             allocation: Mutex::new(Allocation::new(table, used_end, found.data_end)),
             grown: Condvar::new(),
@@ -281,6 +297,12 @@ impl Dynamic {
         &self.stripes[block as usize % STRIPES]
     }
 
+    /// Keeps a block's region where it is for a reader; in a disk that is open
+    /// for reading only nothing moves.
+    fn share_to_read(&self, block: u32) -> Option<RwLockReadGuard<'_, ()>> {
+        (!self.read_only).then(|| self.share(block))
+    }
+
     fn share(&self, block: u32) -> RwLockReadGuard<'_, ()> {
         self.stripe(block)
             .lock
@@ -347,6 +369,7 @@ impl Dynamic {
         let mut bytes = vec![0; self.layout.bitmap_len() as usize];
         self.backing.read(&mut bytes, self.layout.region(entry))?;
         let bitmap = Bitmap::new(bytes, self.layout.block_sectors());
+        self.survey(block, &bitmap);
         if bitmap.is_full() {
             self.mark(block).fetch_or(FULL, Ordering::SeqCst);
             return Ok(None);
@@ -354,11 +377,41 @@ impl Dynamic {
         Ok(Some(self.bitmaps().insert(block, entry, bitmap)))
     }
 
+    /// Notes which parts of a block have bits set.
+    fn survey(&self, block: u32, bitmap: &Bitmap) {
+        let Some(parts) = self.parts.get(block as usize) else {
+            return;
+        };
+        let size = self.layout.block_sectors() / PARTS;
+        let set = (0..PARTS).filter(|part| {
+            let sectors = part * size..(part + 1) * size;
+            bitmap.run(sectors.clone()) != Some((false, sectors.end))
+        });
+        parts.store(set.fold(0, |mask, part| mask | 1 << part), Ordering::SeqCst);
+        self.mark(block).fetch_or(SURVEYED, Ordering::SeqCst);
+    }
+
+    /// Whether a piece is known to have no bit set.
+    fn is_clear(&self, piece: &Piece) -> bool {
+        let Some(parts) = self.parts.get(piece.block as usize) else {
+            return false;
+        };
+        if !self.has_mark(piece.block, SURVEYED) {
+            return false;
+        }
+        let (sectors, size) = (piece.sectors(), self.layout.block_sectors() / PARTS);
+        let last = sectors.end.saturating_sub(1).max(sectors.start) / size;
+        // Both below 32: a piece lies within its block.
+        let (first, last) = (sectors.start / size % PARTS, last % PARTS);
+        let mask = u32::MAX >> (PARTS - 1 - last) & u32::MAX << first;
+        parts.load(Ordering::SeqCst) & mask == 0
+    }
+
     /// Reads a piece while the block's stripe is held.
     fn read_piece(&self, piece: &Piece, buf: &mut [u8]) -> Result<(), IoError> {
         let entry = self.entry(piece.block);
         let block_start = self.block_start(piece.block);
-        if entry == UNALLOCATED {
+        if entry == UNALLOCATED || self.is_clear(piece) {
             return self.read_below(buf, block_start + piece.within);
         }
         let data = self.layout.data(entry);
@@ -565,7 +618,7 @@ impl BlockDevice for Dynamic {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), IoError> {
         check_range(offset, buf.len() as u64, self.layout.size)?;
         for piece in self.pieces(offset, buf.len() as u64) {
-            let _shared = self.share(piece.block);
+            let _shared = self.share_to_read(piece.block);
             let span = piece.span.clone();
             self.read_piece(&piece, &mut buf[span])?;
         }
