@@ -309,7 +309,7 @@ fn file_systems_that_linux_wrote_to() {
             return;
         }
         let script = "cd \"$2\"; rm f00[1-4]*; mkdir d; for i in $(seq 300); do echo $i >d/$i; done; \
-                      sync; for i in $(seq 1 2 300); do rm d/$i; done; \
+                      sync -f .; for i in $(seq 1 2 300); do rm d/$i; done; \
                       cp --sparse=always \"$1\" \"$1.mounted\"; cd /; umount \"$2\"";
         if !mounted(&place, name, script) {
             continue;

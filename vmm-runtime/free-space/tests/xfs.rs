@@ -155,9 +155,9 @@ fn free_extents_are_those_of_xfs_db() {
 fn file_systems_that_linux_wrote_to() {
     // Many small changes go round a small log; files removed between others
     // leave holes.
-    let changes = "seq 40000 | xargs touch; sync; seq 1 2 40000 | xargs rm";
-    let holes = "mkdir d; for i in $(seq 700); do echo $i >d/$i; done; sync; \
-                 for i in $(seq 1 2 700); do rm d/$i; done; sync";
+    let changes = "seq 40000 | xargs touch; sync -f .; seq 1 2 40000 | xargs rm";
+    let holes = "mkdir d; for i in $(seq 700); do echo $i >d/$i; done; sync -f .; \
+                 for i in $(seq 1 2 700); do rm d/$i; done; sync -f .";
     let (mut levels, mut turns) = (0, 0);
     for (options, script) in [
         (&["-m", "reflink=0", "-l", "size=4m"][..], changes),

@@ -356,10 +356,11 @@ fn geometry(
         } else {
             None
         },
-        reserved_gdt: if compat & 0x10 != 0 {
-            fields.le16(206)?.into()
-        } else {
+        // As Linux does, without regard to the feature for resizing.
+        reserved_gdt: if revision == 0 {
             0
+        } else {
+            fields.le16(206)?.into()
         },
         backups,
     })
