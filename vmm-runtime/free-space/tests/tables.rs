@@ -356,6 +356,13 @@ fn a_gpt_that_contradicts_itself_is_refused() {
     }
     gpt(&disk, 512, &[(2048, 4095)]);
     assert_eq!(free_space(&disk).unwrap().volumes.len(), 1);
+    // The backup's header in the first one's place.
+    let (first, backup) = (disk.get(512, 512), disk.get(16 * MIB - 512, 512));
+    disk.put(512, &backup);
+    disk.put(16 * MIB - 512, &[0; 512]);
+    let found = refused(&path);
+    assert!(found.contains("belongs into another sector"), "{found}");
+    disk.put(512, &first);
     entry(&disk, 0, 1, (0x83, 2048, 2048));
     assert!(refused(&path).contains("hybrid"));
     entry(&disk, 0, 0, (0, 0, 0));
