@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::ValueEnum;
-use paddock_vhd::{Access, BlockDevice, Gate, Vhd};
+use paddock_vhd::{Access, BlockDevice, OpenOptions, Vhd};
 
 use crate::disk_path::{DiskPath, Search};
 use crate::failure::Failure;
@@ -32,12 +32,29 @@ impl Source {
         access: Access,
         search: &Search,
     ) -> Result<Source, Failure> {
+        Source::open_past_cache(path, format, access, search, false)
+    }
+
+    /// As [`Source::open`]; `direct`: whether the disk's own file is read and
+    /// written past the page cache.
+    pub(crate) fn open_past_cache(
+        path: &Path,
+        format: Format,
+        access: Access,
+        search: &Search,
+        direct: bool,
+    ) -> Result<Source, Failure> {
         match format {
+            Format::Raw if direct => Err(Failure::wrong_use(
+                "raw images are served through the page cache: leave out --uncached",
+            )),
             Format::Raw => RawDisk::open(path, access == Access::ReadOnly).map(Source::Raw),
             Format::Vhd => {
                 let disk = DiskPath::existing(path)?;
-                let search = search.resolve()?;
-                let vhd = Vhd::open_with(&disk.pool, &disk.name, access, Gate::open(), &search)?;
+                let options = OpenOptions::new(access)
+                    .search(search.resolve()?)
+                    .direct(direct);
+                let vhd = options.open(&disk.pool, &disk.name)?;
                 Ok(Source::Vhd(vhd))
             }
         }

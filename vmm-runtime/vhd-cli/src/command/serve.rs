@@ -38,6 +38,10 @@ pub(crate) struct Arguments {
     /// Refuse writes; other readers may use the disk, too
     #[arg(long)]
     read_only: bool,
+    /// Read and write the file past this machine's page cache: for clients that
+    /// have a cache of their own
+    #[arg(long)]
+    uncached: bool,
     /// What the file is; never guessed
     #[arg(long, value_name = "FORMAT", default_value = "vhd")]
     from: Format,
@@ -67,7 +71,9 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         Access::ReadWrite
     };
     let file = &arguments.file;
-    let source = Source::open(file, arguments.from, access, &arguments.search)?;
+    let search = &arguments.search;
+    let direct = arguments.uncached;
+    let source = Source::open_past_cache(file, arguments.from, access, search, direct)?;
     // From here on: a signal that comes while it starts ends it, too.
     let mut signals = Signals::new(ENDING).map_err(|error| no_handler(&error))?;
     let disk: Arc<dyn BlockDevice> = match source {

@@ -1,23 +1,22 @@
 //! The process that holds a mounted disk.
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use fuser::{Config, MountOption, Session};
-use paddock_vhd::{Access, BlockDevice};
+use paddock_vhd::{Access, BlockDevice, OpenError, OpenOptions, Vhd};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::disk_path::Search;
+use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::interrupt::no_handler;
 use crate::mounting::disk_file::DiskFile;
 use crate::mounting::state::StateFolder;
 use crate::output::Output;
-use crate::source::{Format, Source};
 
 /// Hold a disk that is mounted
 #[derive(Debug, Args)]
@@ -78,10 +77,7 @@ fn serve(arguments: &Arguments, folder: &StateFolder) -> Result<(), Failure> {
         Access::ReadWrite
     };
     let file = &arguments.file;
-    let source = Source::open(file, Format::Vhd, access, &arguments.search)?;
-    let Source::Vhd(vhd) = source else {
-        return Err(Failure::wrong_use("only VHDs are mounted"));
-    };
+    let vhd = open(file, access, &arguments.search)?;
     let disk = Arc::new(vhd);
     let mut config = Config::default();
     config.mount_options = vec![
@@ -116,6 +112,19 @@ fn serve(arguments: &Arguments, folder: &StateFolder) -> Result<(), Failure> {
         Err(disk) => disk.flush(),
     };
     closed.map_err(|error| Failure::disk(file, &error))
+}
+
+/// Opens the disk past the page cache: the loop device has one of its own.
+/// Through it on a file system that can't do without.
+fn open(file: &Path, access: Access, search: &Search) -> Result<Vhd, Failure> {
+    let disk = DiskPath::existing(file)?;
+    let options = OpenOptions::new(access).search(search.resolve()?);
+    match options.clone().direct(true).open(&disk.pool, &disk.name) {
+        Err(OpenError::Io { source, .. }) if source.kind() == ErrorKind::Unsupported => {
+            Ok(options.open(&disk.pool, &disk.name)?)
+        }
+        opened => Ok(opened?),
+    }
 }
 
 /// The kernel writes what is cached for the loop device when it needs memory;

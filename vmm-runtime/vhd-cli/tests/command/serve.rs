@@ -60,6 +60,51 @@ fn a_disk_is_served_and_written() {
 }
 
 #[test]
+fn a_disk_is_served_past_the_page_cache() {
+    let folder = Folder::new();
+    folder.disk("disk.vhd");
+    folder.raw(
+        "expected.raw",
+        8 * MIB,
+        &[(MIB, 1), (5 * MIB, 2), (7 * MIB, 9)],
+    );
+    let probe = folder.vhd(&[
+        "--json",
+        "serve",
+        "--uncached",
+        "--socket",
+        "none/sock",
+        "disk.vhd",
+    ]);
+    if probe.stderr.contains("O_DIRECT") || probe.stderr.contains("nsupported") {
+        println!("skipped: a file system without O_DIRECT");
+        return;
+    }
+    let (server, said) = serve(&folder, &["--uncached", "disk.vhd"]);
+    let uri = said["uri"].as_str().unwrap();
+    let write = ["-f", "raw", "-c", "write -P 9 7M 4k", "-c", "flush", uri];
+    let written = folder.other("qemu-io", &write).map(|said| said.ends(0));
+    stop(server);
+    if written.is_some() {
+        folder
+            .vhd(&["compare", "--against", "raw", "disk.vhd", "expected.raw"])
+            .ends(0);
+    }
+    folder.raw("disk.raw", 8 * MIB, &[]);
+    folder
+        .vhd(&[
+            "serve",
+            "--uncached",
+            "--socket",
+            "sock",
+            "--from",
+            "raw",
+            "disk.raw",
+        ])
+        .fails(1, &["leave out --uncached"]);
+}
+
+#[test]
 fn a_disk_is_served_for_reading() {
     let folder = Folder::new();
     folder.disk("disk.vhd");
