@@ -31,6 +31,14 @@ test-unit: ## Only the tests that need no root, network, KVM or control plane
 test-e2e: ## Only the end-to-end tests (NAME=part of a test's name)
 	@e2e/test.sh e2e $(NAME)
 
+.PHONY: test-long
+test-long: ## As test, with 100,000 crashes, a million steps of the model and ten minutes of each fuzz target
+	@PADDOCK_CRASH_POINTS=100000 PADDOCK_MODEL_STEPS=1000000 PADDOCK_FUZZ_SECONDS=600 e2e/test.sh all
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target (SECONDS=20 each)
+	@e2e/fuzz.sh $(or $(SECONDS),20)
+
 .PHONY: bench
 bench: ## Figures of apply, steady state and guests: JSON under target/bench and a table
 	@e2e/bench.sh

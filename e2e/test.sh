@@ -6,7 +6,7 @@ what=${1:-all}
 name=${2:-}
 # Real guests, namespaces and bridges need root; the rest does without.
 if [ "$what" != unit ] && [ "$(id -u)" != 0 ]; then
-  exec sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,CARGO_TARGET_DIR,PADDOCK_CACHE "$0" "$@"
+  exec sudo --preserve-env=PATH,HOME,CARGO_HOME,RUSTUP_HOME,CARGO_TARGET_DIR,PADDOCK_CACHE,PADDOCK_FUZZ_SECONDS,PADDOCK_CRASH_POINTS,PADDOCK_MODEL_STEPS "$0" "$@"
 fi
 
 log=$(mktemp)
@@ -32,6 +32,9 @@ else
     # The doc tests of a workspace cost a link each and hold nothing that the others do not.
     run cargo test --no-fail-fast --workspace --exclude paddock-e2e --lib --bins --tests
   fi
+  if [ "$what" = all ]; then
+    run e2e/fuzz.sh "${PADDOCK_FUZZ_SECONDS:-20}"
+  fi
   # By the name of its target, not by package: another choice of packages would compile the dependencies anew.
   run cargo test --quiet --workspace --test e2e -- ${name:+"$name"}
 fi
@@ -39,6 +42,7 @@ fi
 awk -v status="$status" '
   /^test result: / { passed += $4; failed += $6; skipped += $8 }
   /^e2e: [0-9]+ passed, / { passed += $2; failed += $4; skipped += $6 }
+  /^fuzz: [0-9]+ targets, / { passed += $2 - $4; failed += $4 }
   /^skipped: / { skipped += 1 }
   END {
     if (status != 0 && failed == 0) failed = 1
