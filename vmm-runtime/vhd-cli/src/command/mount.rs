@@ -29,7 +29,8 @@ use crate::size::human;
 ///
 /// Changes go to an undo disk, in the folder that TMPDIR names or in
 /// /var/tmp, until `vhd unmount` commits, discards or keeps them; with
-/// --direct they go straight to the disk. Needs root.
+/// --direct they go straight to the disk. Where the machine stopped in between,
+/// `vhd undo` commits or discards the undo disk. Needs root.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vhd mount disk.vhd

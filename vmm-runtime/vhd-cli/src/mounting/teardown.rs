@@ -44,9 +44,11 @@ pub(crate) fn take_down(folder: &StateFolder, mounted: &mut Mounted) -> Result<(
             in_use(&volume.device)?;
         }
         in_use(&mounted.device)?;
-        for device in &devices {
-            loop_device::sync(device)?;
+        // Each has a cache of its own.
+        for volume in &mounted.volumes {
+            loop_device::sync(&volume.device)?;
         }
+        loop_device::sync(&mounted.device)?;
     }
     for device in &devices {
         loop_device::detach(device)?;

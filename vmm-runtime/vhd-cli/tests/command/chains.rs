@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use crate::support::{Folder, MIB};
+use crate::serve::{serve, stop};
+use crate::support::{Folder, MIB, signal, wait, wait_for};
 
 /// A base, in a folder of its own, and a child.
 fn pair() -> Folder {
@@ -195,4 +196,57 @@ fn a_disk_with_children_keeps_what_is_free() {
     let disk = "a/bases/base.vhd";
     folder.vhd(&["compact", "--keep-free", disk]).ends(0);
     folder.vhd(&["check", "a/child.vhd"]).ends(0);
+}
+
+#[test]
+fn a_merge_that_was_cut_off_is_ended_by_another() {
+    let folder = Folder::new();
+    folder.vhd(&["create", "--size", "1G", "base.vhd"]).ends(0);
+    folder
+        .vhd(&[
+            "create",
+            "--type",
+            "differencing",
+            "--parent",
+            "base.vhd",
+            "child.vhd",
+        ])
+        .ends(0);
+    let (server, said) = serve(&folder, &["child.vhd"]);
+    let uri = said["uri"].as_str().unwrap();
+    let write = ["-f", "raw", "-c", "write -P 3 0 256M", uri];
+    let written = folder.other("qemu-io", &write).map(|said| said.ends(0));
+    stop(server);
+    if written.is_none() {
+        return;
+    }
+    folder
+        .vhd(&["merge", "child.vhd", "--into", "all.vhd"])
+        .ends(0);
+    let mut merge = folder.command(&["merge", "child.vhd"]).spawn().unwrap();
+    let over = wait_for("the record of the merge", || {
+        let over = merge.try_wait().unwrap().is_some();
+        (over || folder.path("child.vhd.merge").exists()).then_some(over)
+    });
+    if !over {
+        signal(&merge, rustix::process::Signal::INT);
+    }
+    if wait(&mut merge).code() == Some(0) {
+        println!("skipped: the merge was over before the signal came");
+        return;
+    }
+    assert_eq!(merge.wait().unwrap().code(), Some(130));
+    let said = merge.wait_with_output().unwrap();
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(
+        said.contains("do the same again to bring it to its end"),
+        "{said}"
+    );
+    // The child shows what it did.
+    folder.vhd(&["compare", "child.vhd", "all.vhd"]).ends(0);
+    let merged = folder.json(&["merge", "child.vhd"]);
+    assert_eq!(merged["resumed"], true);
+    assert_eq!(merged["parent"], json!(folder.path("base.vhd")));
+    folder.vhd(&["compare", "base.vhd", "all.vhd"]).ends(0);
+    assert_eq!(folder.names(), ["all.vhd", "base.vhd"]);
 }

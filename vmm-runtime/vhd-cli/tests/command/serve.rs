@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::support::{Folder, MIB, signal, wait};
 
 /// A server, and the line by which it says that it serves.
-fn serve(folder: &Folder, arguments: &[&str]) -> (Child, Value) {
+pub(crate) fn serve(folder: &Folder, arguments: &[&str]) -> (Child, Value) {
     serve_at(folder, &["--socket", "sock"], arguments)
 }
 
@@ -24,7 +24,7 @@ fn serve_at(folder: &Folder, at: &[&str], arguments: &[&str]) -> (Child, Value) 
     (server, serde_json::from_str(&text).unwrap())
 }
 
-fn stop(mut server: Child) {
+pub(crate) fn stop(mut server: Child) {
     signal(&server, rustix::process::Signal::INT);
     assert_eq!(wait(&mut server).code(), Some(0));
 }
