@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use paddock_vhd::{BlockDevice, Extent, Gate, IoError, Pool};
+use paddock_vhd::{BlockDevice, Extent, Gate, Intent, IoError, Place, Pool};
 use tracing::{info, warn};
 
 use self::core::{Action, Core, Event, Room};
@@ -275,5 +275,13 @@ impl<D: BlockDevice> BlockDevice for HoldWhenFull<D> {
 
     fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError> {
         self.disk.block_status(offset, len)
+    }
+
+    /// Of reads alone: a write to a place of the file's own passes by, and may find no space either.
+    fn locate(&self, intent: Intent, offset: u64, len: u64) -> Option<Place> {
+        match intent {
+            Intent::Read => self.disk.locate(intent, offset, len),
+            Intent::Write => None,
+        }
     }
 }
