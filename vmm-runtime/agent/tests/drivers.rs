@@ -576,6 +576,26 @@ async fn a_pool_that_hangs_holds_up_no_other_pools_tasks() {
 }
 
 #[tokio::test]
+async fn a_task_that_an_earlier_agent_was_at_work_on_is_done() {
+    let host = TaskHost::start();
+    let mut merge = task("merge", EPOCH);
+    merge.spec.action = TaskAction::Merge;
+    if let Some(status) = &mut merge.status {
+        status.state = TaskState::Running;
+        status.progress_percent = Some(40);
+    }
+    host.worker.go_on.add_permits(1);
+    host.watch.send(Watch::Init).await.unwrap();
+    let uid = merge.metadata.uid.clone().unwrap();
+    host.api.objects.lock().unwrap().insert(uid, merge.clone());
+    host.watch.send(Watch::InitApply(merge)).await.unwrap();
+    host.watch.send(Watch::InitDone).await.unwrap();
+    eventually("done", || !host.api.of("merge").is_empty()).await;
+    let states: Vec<_> = host.api.of("merge").iter().map(|r| r.state).collect();
+    assert_eq!(states, [TaskState::Succeeded]);
+}
+
+#[tokio::test]
 async fn a_merge_is_told_before_it_begins() {
     let host = TaskHost::start();
     let mut merge = task("merge", EPOCH);

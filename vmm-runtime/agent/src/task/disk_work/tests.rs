@@ -475,6 +475,52 @@ fn compact_gives_back_zeros_and_with_precompact_free_space() {
 }
 
 #[test]
+fn compact_gives_back_what_a_file_system_calls_free() {
+    const IMAGE: usize = 32 << 20;
+    let world = World::new();
+    // Rests of deleted files all over it.
+    fs::write(world.image("i.img"), vec![0xaa; IMAGE]).unwrap();
+    let made = std::process::Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-E", "nodiscard,lazy_itable_init=0"])
+        .arg(world.image("i.img"))
+        .output();
+    match made {
+        Ok(output) if output.status.success() => {}
+        refused => {
+            println!("skipped: no ext4 file system can be made: {refused:?}");
+            return;
+        }
+    }
+    let mut import = import_of("a", "i.img", None);
+    if let Some(order) = import.status.as_mut().and_then(|s| s.order.as_mut()) {
+        order.size_bytes = None;
+    }
+    world.run(&import).unwrap();
+    let compact = |target: &str, precompact: Precompact| {
+        let compact = task(TaskAction::Compact, "d.vhd", |order| {
+            order.target = Some(file(target));
+            order.precompact = precompact;
+        });
+        world.run(&compact).unwrap().allocated_bytes.unwrap()
+    };
+    let plain = compact("plain.vhd", Precompact::Disabled);
+    let walked = compact("walked.vhd", Precompact::Enabled);
+    assert!(plain > 24 << 20, "{plain}");
+    assert!(walked < 8 << 20, "{walked}");
+    // What the file system uses is as it was.
+    let shown = task(TaskAction::Export, "walked.vhd", |order| {
+        order.target = Some(image_file("out.img"));
+    });
+    world.run(&shown).unwrap();
+    let checked = std::process::Command::new("e2fsck")
+        .args(["-f", "-n"])
+        .arg(world.image("out.img"))
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[test]
 fn resize_grows_and_shrinks_as_it_may() {
     let world = World::new();
     world.disk("d.vhd", 1);
