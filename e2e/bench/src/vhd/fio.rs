@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::programs::Server;
+use crate::rows::Sample;
 
 /// What the client does.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +47,9 @@ impl Load {
     }
 }
 
-/// Requests per second.
-pub(crate) fn run(server: &Server, load: Load, folder: &Path) -> Result<f64> {
+/// Requests per second, and what they took of the server.
+pub(crate) fn run(server: &Server, load: Load, folder: &Path) -> Result<Sample> {
+    let before = server.cpu_seconds()?;
     let output = folder.join("fio.json");
     let mut command = Command::new("fio");
     command
@@ -75,20 +77,27 @@ pub(crate) fn run(server: &Server, load: Load, folder: &Path) -> Result<f64> {
     );
     let said = std::fs::read_to_string(&output)
         .with_context(|| format!("reading {}", output.display()))?;
-    iops(&said).with_context(|| format!("{command:?}"))
+    let (rate, requests) = figures(&said).with_context(|| format!("{command:?}"))?;
+    Ok(Sample {
+        value: rate,
+        cpu_microseconds: Some((server.cpu_seconds()? - before) * 1e6 / requests),
+    })
 }
 
-/// Reads and writes per second of the only job.
-fn iops(said: &str) -> Result<f64> {
+/// Reads and writes of the only job: per second, and all of them.
+fn figures(said: &str) -> Result<(f64, f64)> {
     // A client may have something to say before fio begins.
     let start = said.find('{').context("no JSON in fio's report")?;
     let report: Value = serde_json::from_str(said.get(start..).unwrap_or_default())?;
     let job = &report["jobs"][0];
     ensure!(job["error"] == 0, "fio found error {}", job["error"]);
-    let rate = |what: &str| job[what]["iops"].as_f64().context("no figure from fio");
-    let all = rate("read")? + rate("write")?;
-    ensure!(all > 0.0, "fio did nothing");
-    Ok(all)
+    let both = |what: &str| -> Result<f64> {
+        let of = |direction: &str| job[direction][what].as_f64().context("no figure from fio");
+        Ok(of("read")? + of("write")?)
+    };
+    let (rate, requests) = (both("iops")?, both("total_ios")?);
+    ensure!(rate > 0.0 && requests > 0.0, "fio did nothing");
+    Ok((rate, requests))
 }
 
 #[cfg(test)]
@@ -98,14 +107,15 @@ mod tests {
     #[test]
     fn figures_are_found_behind_what_else_is_said() {
         let said = r#"nbd: connected
-            {"jobs": [{"error": 0, "read": {"iops": 10.5}, "write": {"iops": 2}}]}"#;
-        assert_eq!(iops(said).unwrap(), 12.5);
-        assert!(iops("nothing").is_err());
-        assert!(
-            iops(r#"{"jobs": [{"error": 5, "read": {"iops": 1}, "write": {"iops": 0}}]}"#).is_err()
-        );
-        assert!(
-            iops(r#"{"jobs": [{"error": 0, "read": {"iops": 0}, "write": {"iops": 0}}]}"#).is_err()
-        );
+            {"jobs": [{"error": 0,
+                "read": {"iops": 10.5, "total_ios": 21},
+                "write": {"iops": 2, "total_ios": 4}}]}"#;
+        assert_eq!(figures(said).unwrap(), (12.5, 25.0));
+        assert!(figures(&said.replace("\"error\": 0", "\"error\": 5")).is_err());
+        assert!(figures("nothing").is_err());
+        let none = said
+            .replace("10.5", "0")
+            .replace("\"iops\": 2", "\"iops\": 0");
+        assert!(figures(&none).is_err());
     }
 }

@@ -11,6 +11,24 @@ use crate::Scale;
 use crate::files::Files;
 use crate::programs::Programs;
 
+/// One figure of one round.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// In the table's unit.
+    pub value: f64,
+    /// The server's processor time for each request: what a busy machine changes least.
+    pub cpu_microseconds: Option<f64>,
+}
+
+impl From<f64> for Sample {
+    fn from(value: f64) -> Self {
+        Sample {
+            value,
+            cpu_microseconds: None,
+        }
+    }
+}
+
 /// The samples of one program.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -21,6 +39,9 @@ pub(crate) struct Contender {
     pub samples: Vec<f64>,
     /// Their median.
     pub median: f64,
+    /// Median of the server's processor time for each request, for what is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_microseconds: Option<f64>,
 }
 
 /// What one table's first contender should reach.
@@ -75,7 +96,7 @@ impl Table {
         rounds: u32,
         contenders: &[&'static str],
         goals: &[Goal],
-        mut measure: impl FnMut(&'static str) -> Result<f64>,
+        mut measure: impl FnMut(&'static str) -> Result<Sample>,
     ) -> Result<Self> {
         let name = name.into();
         eprintln!("{name} ...");
@@ -85,14 +106,20 @@ impl Table {
                 name,
                 samples: Vec::new(),
                 median: 0.0,
+                cpu_microseconds: None,
             })
             .collect();
+        let mut times = vec![Vec::new(); contenders.len()];
         for _ in 0..rounds {
-            for contender in &mut found {
+            for (contender, times) in found.iter_mut().zip(&mut times) {
                 let sample = measure(contender.name)
                     .with_context(|| format!("{name}: measuring {}", contender.name))?;
-                contender.samples.push(sample);
+                contender.samples.push(sample.value);
+                times.extend(sample.cpu_microseconds);
             }
+        }
+        for (contender, times) in found.iter_mut().zip(&times) {
+            contender.cpu_microseconds = (!times.is_empty()).then(|| median(times));
         }
         for contender in &mut found {
             contender.median = median(&contender.samples);
@@ -222,6 +249,17 @@ impl fmt::Display for Table {
             .collect();
         writeln!(f, "  {} ({})", self.name, self.unit)?;
         writeln!(f, "    {}", figures.join("   "))?;
+        let times: Vec<String> = self
+            .contenders
+            .iter()
+            .filter_map(|contender| {
+                let time = contender.cpu_microseconds?;
+                Some(format!("{} {}", contender.name, figure(time)))
+            })
+            .collect();
+        if !times.is_empty() {
+            writeln!(f, "    server's CPU per request, us: {}", times.join("   "))?;
+        }
         for goal in &self.goals {
             let met = if goal.met { "met" } else { "missed" };
             let found = format!("{:.2}", goal.found);
@@ -272,10 +310,13 @@ mod tests {
             // a: 30, 28, 32; b: 10, 10, 10.
             let turn = order.len();
             Ok(match (name, turn) {
-                ("a", 1) => 30.0,
-                ("a", 3) => 28.0,
-                ("a", _) => 32.0,
-                _ => 10.0,
+                ("a", 1) => 30.0.into(),
+                ("a", 3) => 28.0.into(),
+                ("a", _) => 32.0.into(),
+                _ => Sample {
+                    value: 10.0,
+                    cpu_microseconds: Some(turn as f64),
+                },
             })
         })
         .unwrap();
@@ -284,7 +325,7 @@ mod tests {
         assert_eq!(met, [true, false, true, false, true, true, false, false]);
         assert_eq!(
             table.to_string(),
-            "  t (s)\n    a 30.0   b 10.0\n\
+            "  t (s)\n    a 30.0   b 10.0\n    server's CPU per request, us: b 4.00\n\
              \x20   goal >= 3 x b                      3.00  met\n\
              \x20   goal >= 3.1 x b                    3.00  missed\n\
              \x20   goal > b                           3.00  met\n\

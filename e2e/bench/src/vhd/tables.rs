@@ -11,7 +11,7 @@ use crate::files::{Files, sync};
 use crate::fio::{self, Load, Until};
 use crate::full_disk;
 use crate::programs::{Ended, Programs, Reader, Server, run, warm};
-use crate::rows::{Goal, Table};
+use crate::rows::{Goal, Sample, Table};
 
 // The contenders.
 const VHD: &str = "vhd";
@@ -70,7 +70,7 @@ impl<'a> Bench<'a> {
         unit: &'static str,
         contenders: &[&'static str],
         goals: &[Goal],
-        measure: impl FnMut(&'static str) -> Result<f64>,
+        measure: impl FnMut(&'static str) -> Result<Sample>,
     ) -> Result<()> {
         if self.wants(&[name]) {
             let rounds = self.scale.rounds;
@@ -261,7 +261,7 @@ impl<'a> Bench<'a> {
             sync(target)?;
             let seconds = started.elapsed().as_secs_f64();
             files.remove("target")?;
-            Ok(seconds)
+            Ok(seconds.into())
         };
         let target = files.path("target");
         let goals = [Goal::AtMost(1.0, QEMU_IMG)];
@@ -304,8 +304,10 @@ impl<'a> Bench<'a> {
         run(create.arg(full_disk::SIZE).arg(&disk))?;
         full_disk::allocate_all(&disk)?;
         let check = || -> Result<Ended> { run(programs.vhd(["check"]).arg(&disk)) };
-        self.add(seconds, "s", &[VHD], &[], |_| Ok(check()?.seconds))?;
-        self.add(memory, "MiB", &[VHD], &[], |_| Ok(check()?.peak_mebibytes))?;
+        self.add(seconds, "s", &[VHD], &[], |_| Ok(check()?.seconds.into()))?;
+        self.add(memory, "MiB", &[VHD], &[], |_| {
+            Ok(check()?.peak_mebibytes.into())
+        })?;
         let serve = Serve { programs, files };
         let pause = self.scale.seconds;
         self.add(served, "MiB", &[VHD], &[Goal::Within(40.0)], |_| {
@@ -323,7 +325,7 @@ impl<'a> Bench<'a> {
             let peak = server.peak_mebibytes()?;
             ensure!(peak > 0.0, "the server has no memory");
             server.stop()?;
-            Ok(peak)
+            Ok(peak.into())
         })?;
         files.remove("full.vhd")
     }
@@ -343,7 +345,7 @@ impl Serve<'_> {
     }
 
     /// A server of its own for one client; what the client gets.
-    fn to_fio(self, reader: Reader, file: &Path, load: Load) -> Result<f64> {
+    fn to_fio(self, reader: Reader, file: &Path, load: Load) -> Result<Sample> {
         let server = self.at_socket(reader, file)?;
         let rate = fio::run(&server, load, &self.files.path(""))?;
         server.stop()?;
