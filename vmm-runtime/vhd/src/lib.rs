@@ -9,6 +9,9 @@
 //! live in a [`Pool`], a folder that no path can leave, and are locked such
 //! that neither a second opener of ours nor QEMU writes to them.
 //!
+//! Who has many requests in flight submits them to a [`Queue`], which leaves
+//! to io_uring what the kernel can do by itself.
+//!
 //! It knows files and threads. It must not know Kubernetes, KVM, an async
 //! runtime, or the protocol by which a disk is served.
 //!

@@ -162,6 +162,15 @@ impl Queue {
     /// A queue of requests to `disk`. An error if an option is out of its
     /// range, or if io_uring is asked for and can't be had.
     pub fn new(disk: Arc<dyn BlockDevice>, options: QueueOptions) -> io::Result<Queue> {
+        Queue::with_ring(disk, options, Ring::new)
+    }
+
+    /// `ring` makes a ring for so many requests, or says why it can't.
+    fn with_ring(
+        disk: Arc<dyn BlockDevice>,
+        options: QueueOptions,
+        ring: impl FnOnce(usize, &Arc<Shared>, &Arc<Pool>) -> io::Result<Ring>,
+    ) -> io::Result<Queue> {
         let QueueOptions {
             depth,
             threads,
@@ -181,7 +190,7 @@ impl Queue {
         let pool = Arc::new(Pool::new(threads));
         let ring = match backend {
             Backend::Threads => None,
-            Backend::Auto | Backend::IoUring => Some(Ring::new(depth, &shared, &pool)),
+            Backend::Auto | Backend::IoUring => Some(ring(depth, &shared, &pool)),
         };
         let (ring, why_no_ring) = match ring {
             None => (None, None),

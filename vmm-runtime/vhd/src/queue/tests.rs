@@ -473,6 +473,27 @@ fn the_number_in_flight_is_bounded_and_dropping_waits_for_it() {
 }
 
 #[test]
+fn threads_take_over_where_the_kernel_refuses() {
+    let device: Arc<dyn BlockDevice> = Arc::new(Counting::default());
+    let refuse = |_: usize, _: &Arc<Shared>, _: &Arc<Pool>| {
+        Err(io::Error::from(io::ErrorKind::PermissionDenied))
+    };
+    let with = |backend| Queue::with_ring(device.clone(), options(backend), refuse);
+    assert_eq!(
+        with(Backend::IoUring).unwrap_err().kind(),
+        io::ErrorKind::PermissionDenied
+    );
+    let queue = with(Backend::Auto).unwrap();
+    assert_eq!(queue.backend(), Backend::Threads);
+    let why = queue.why_no_ring().map(io::Error::kind);
+    assert_eq!(why, Some(io::ErrorKind::PermissionDenied));
+    let buf = Buffer::new(3);
+    let reply = ask(&queue, Request::Read { offset: 0, buf }).unwrap();
+    assert_eq!(*reply.buf, [9; 3]);
+    assert!(with(Backend::Threads).unwrap().why_no_ring().is_none());
+}
+
+#[test]
 fn options_out_of_range_are_refused() {
     let device: Arc<dyn BlockDevice> = Arc::new(Counting::default());
     for (depth, threads) in [(0, 1), (1, 0), (4097, 1), (1, 65)] {
