@@ -18,7 +18,7 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=1 \
 -Cdebug-assertions -Coverflow-checks"
 
-mapfile -t folders < <(git ls-files '*fuzz/Cargo.toml' | xargs -r -n1 dirname | sort)
+mapfile -t folders < <(find . \( -name target -o -name .git \) -prune -o -path '*/fuzz/Cargo.toml' -printf '%P\n' | xargs -r -n1 dirname | sort)
 [ ${#folders[@]} -gt 0 ] || { echo "skipped: there is no fuzz folder"; exit 0; }
 case $(uname -m) in
   x86_64 | aarch64) ;;
@@ -41,6 +41,7 @@ build() {
 }
 
 failed=0 count=0 jobs=()
+# For itself, to tell a machine that can't from a target that doesn't.
 build "${folders[0]}" --package libfuzzer-sys || {
   echo "skipped: libFuzzer can't be built here, see above"
   exit 0

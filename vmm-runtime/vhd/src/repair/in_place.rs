@@ -214,13 +214,14 @@ impl Plan {
         if found.head_is_lost {
             patch(0, &found.footer_bytes)?;
         }
-        let tail_offset = match copies.is_empty() {
-            true => found.data_end.next_multiple_of(SECTOR),
-            false => end,
-        };
+        let mut tail_offset = found.data_end.next_multiple_of(SECTOR);
+        if !copies.is_empty() || tail_offset + footer::LEN as u64 > old_len {
+            // Wholly behind the end, and not over bytes that are not kept.
+            tail_offset = end;
+        }
         let mut tail = None;
         if found.tail_is_lost || !copies.is_empty() {
-            if tail_offset + footer::LEN as u64 <= old_len {
+            if tail_offset < old_len {
                 patch(tail_offset, &found.footer_bytes)?;
             } else {
                 tail = Some(tail_offset);

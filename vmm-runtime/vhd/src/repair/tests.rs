@@ -56,10 +56,14 @@ fn damaged(random: &mut Random) -> (Vec<u8>, Vec<u8>, Vec<Vec<u8>>) {
         };
         file[entry(block)..entry(block) + 4].copy_from_slice(&new);
     }
-    match random.below(5) {
+    match random.below(6) {
         0 => file[100] ^= 1,
         1 => file.truncate(file.len() - 512 + random.below(500) as usize),
-        2 => {
+        kind @ (2 | 3) => {
+            if kind == 3 {
+                // Not at a sector.
+                file.insert(file.len() - 512, 7);
+            }
             // Another footer, and a whole one.
             let at = file.len() - 512;
             let stamp = &mut file[at + 24..at + 28];
