@@ -94,6 +94,18 @@ fn check_status(disk: &dyn BlockDevice, content: &[u8], offset: u64, len: u64) {
     assert_eq!(at, offset + len);
 }
 
+/// How many seeds a test tries that has a share of so many hundredths of all
+/// steps. `PADDOCK_MODEL_STEPS` asks for another number of them than 40,000.
+/// (One hundredth is for families of disks, in `tests/model.rs`.)
+fn seeds(share: u64) -> u64 {
+    let asked = std::env::var("PADDOCK_MODEL_STEPS").ok();
+    let steps: u64 = asked.map_or(40_000, |steps| steps.parse().unwrap());
+    (steps * share / 100).div_ceil(STEPS)
+}
+
+/// What is asked of the disk of a seed.
+const STEPS: u64 = 80;
+
 fn run(seed: u64, make: impl Fn(Vec<u8>) -> AnyStorage) {
     let mut random = Random::new(seed);
     let Sample {
@@ -108,7 +120,7 @@ fn run(seed: u64, make: impl Fn(Vec<u8>) -> AnyStorage) {
     let mut disk = open_over(storage.clone(), &parents, false, growth);
     assert_eq!(disk.size(), size);
     let (mut reads, mut writes) = (0, 0);
-    for _ in 0..80 {
+    for _ in 0..STEPS {
         let range = random.range(size, 40_000);
         let span = range.start as usize..range.end as usize;
         let len = range.end - range.start;
@@ -174,7 +186,7 @@ type AnyStorage = Arc<dyn Storage>;
 
 #[test]
 fn disks_do_what_a_vector_does() {
-    for seed in 0..400 {
+    for seed in 0..seeds(80) {
         run(seed, |file| {
             Arc::new(FaultStorage::new(file, BTreeMap::new()))
         });
@@ -183,7 +195,7 @@ fn disks_do_what_a_vector_does() {
 
 #[test]
 fn so_do_disks_in_real_files() {
-    for seed in 1000..1060 {
+    for seed in 1_000_000..1_000_000 + seeds(12) {
         run(seed, |bytes| {
             let storage = FileStorage::new(tempfile::tempfile().unwrap());
             storage.write_at(&bytes, 0).unwrap();
