@@ -422,6 +422,12 @@ fn nor_does_a_failure_of_any_call() {
     assert!(points >= crash_points(100), "only {points} crashes");
 }
 
+/// The seed of a growth for which there is no space, and a smaller one then.
+#[test]
+fn nor_does_a_growth_without_space() {
+    assert!(crash(5672, 25, None).unwrap() > 0);
+}
+
 /// The test above must be able to fail: it notices each of these faults.
 #[test]
 fn every_mutant_is_caught() {

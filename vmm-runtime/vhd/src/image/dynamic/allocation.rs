@@ -33,6 +33,9 @@ pub(super) struct Allocation {
     slack_is_zero: bool,
     /// Whether a growth that failed may have left something behind `footer`.
     rubbish_behind: bool,
+    /// Whether the last growth failed, so that the next one is as small as can
+    /// be.
+    small_steps: bool,
     /// Whether the file is being made longer: `footer` changes hands when
     /// that is over.
     growing: bool,
@@ -59,12 +62,16 @@ impl Allocation {
             // A crash may have left data there that no entry names.
             slack_is_zero: false,
             rubbish_behind: false,
+            small_steps: false,
             growing: false,
         }
     }
 
     /// How much the file is to grow by.
     fn step(&self, least: u64) -> u64 {
+        if self.small_steps {
+            return 0;
+        }
         least.max((self.footer / 8).min(MAX_GROWTH))
     }
 }
@@ -172,19 +179,22 @@ impl Dynamic {
             .next_multiple_of(SECTOR);
         allocation.growing = true;
         drop(allocation);
-        let moved = match self.move_footer(old, far) {
-            // Such a long file may be too much for the file system.
-            Err(IoError::NoSpace { .. }) if far > end => self.move_footer(old, end).map(|()| end),
-            moved => moved.map(|()| far),
-        };
+        let mut moved = self.move_footer(old, far);
         let mut allocation = self.allocation();
         allocation.growing = false;
         self.grown.notify_all();
-        let moved = moved.map(|footer| allocation.footer = footer);
-        if moved.is_err() && !self.tuning.is(Mutant::TrustFailedGrowth) {
+        allocation.small_steps = moved.is_err();
+        if moved.is_ok() {
+            allocation.footer = far;
+        } else if !self.tuning.is(Mutant::TrustFailedGrowth) {
             // A part of a footer, where a region may come to lie.
             allocation.slack_is_zero = false;
             allocation.rubbish_behind = true;
+        }
+        if far > end && matches!(moved, Err(IoError::NoSpace { .. })) {
+            // Such a long file may be too much for the file system: the
+            // caller looks again, and takes a small step.
+            moved = Ok(());
         }
         (allocation, moved)
     }
