@@ -201,6 +201,8 @@ pub fn is_shared(hosts: &[HostView], pool: &str) -> bool {
 struct Draft<'a> {
     s: &'a Snapshot<'a>,
     plan: Plan,
+    /// The attachment was just taken back by a person's word: it is written before it is given again.
+    taken_back: bool,
 }
 
 /// Decides for one disk.
@@ -208,6 +210,7 @@ struct Draft<'a> {
 pub fn decide(s: &Snapshot<'_>) -> Plan {
     let mut draft = Draft {
         s,
+        taken_back: false,
         plan: Plan {
             status: s.disk.status.clone().unwrap_or_default(),
             ..Plan::default()
@@ -361,6 +364,7 @@ impl Draft<'_> {
             && self.ended_by_word(&a.host, a.host_epoch)
         {
             self.plan.status = detached(&self.plan.status);
+            self.taken_back = true;
         }
     }
 

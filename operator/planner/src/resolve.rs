@@ -377,7 +377,7 @@ impl Resolved {
                 let pool = d.disk.spec.file.pool.clone();
                 let disk = name(&d.disk.metadata);
                 let host = status.and_then(|s| s.host.clone());
-                let place = match host.or_else(|| self.near.get(disk).cloned()) {
+                let place = match self.near.get(disk).cloned().or(host) {
                     Some(host) => DiskPlace::Bound(host),
                     None if status.is_some_and(|s| s.file.is_some()) || shared(&pool) => {
                         DiskPlace::Shared

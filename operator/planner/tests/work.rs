@@ -633,3 +633,35 @@ fn a_disk_is_compacted_once_after_its_machines_have_stopped() {
     life.settle();
     assert!(life.tasks.is_empty());
 }
+
+#[test]
+fn a_base_in_a_local_pool_is_made_where_the_first_machine_of_a_child_is() {
+    let mut base = Life::new(unmade_disk("d", "default"));
+    let mut first = unmade_disk("k", "default");
+    first.spec.disk_type = DiskType::Differencing;
+    first.spec.size = None;
+    first.spec.parent_ref = Some(LocalReference {
+        name: "d".to_owned(),
+    });
+    base.family.children = vec![Arc::new(first.clone())];
+    base.settle();
+    assert_eq!(base.ready().1, "WaitingForFirstConsumer");
+    first.status.get_or_insert_default().host = Some("host-b".to_owned());
+    base.family.children = vec![Arc::new(first.clone())];
+    base.settle();
+    assert_eq!(
+        base.disk.status.as_ref().unwrap().host.as_deref(),
+        Some("host-b")
+    );
+    base.report(TaskState::Succeeded, None);
+    base.settle();
+    // Another child, that a machine has bound elsewhere meanwhile, follows its parent.
+    first.status.get_or_insert_default().host = Some("host-a".to_owned());
+    let mut other = Life::new(first);
+    other.family.parent = Some(Arc::new(base.disk.clone()));
+    other.settle();
+    let status = other.disk.status.as_ref().unwrap();
+    assert_eq!(status.host.as_deref(), Some("host-b"));
+    let attachment = status.attachment.as_ref().unwrap();
+    assert_eq!(attachment.host, "host-b");
+}

@@ -3,6 +3,8 @@
 mod access;
 mod bad_input;
 mod conditions;
+mod differencing;
+mod disk_work;
 mod disks;
 mod faults;
 mod labs;
@@ -10,6 +12,7 @@ mod networks;
 mod placement;
 mod power;
 mod quickstart;
+mod undo_disks;
 
 use crate::runner::Scenario;
 
@@ -18,7 +21,10 @@ use crate::runner::Scenario;
 pub fn all() -> Vec<Scenario> {
     [
         quickstart::SCENARIOS,
+        differencing::SCENARIOS,
+        undo_disks::SCENARIOS,
         power::SCENARIOS,
+        disk_work::SCENARIOS,
         disks::SCENARIOS,
         networks::SCENARIOS,
         conditions::SCENARIOS,

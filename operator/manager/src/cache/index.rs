@@ -353,8 +353,8 @@ impl Kept for VirtualMachine {
             _ => false,
         };
         let policy = |vm: &Option<std::sync::Arc<Self>>| vm.as_ref().map(|vm| vm.spec.run_policy);
-        if policy(&change.old) != policy(&change.new) {
-            // What is done to its disks while no machine wants them.
+        if change.old.is_some() && policy(&change.old) != policy(&change.new) {
+            // Some work on its disks waits until no machine wants them.
             for vm in change.old.iter().chain(&change.new) {
                 let named = vm.spec.disks.iter();
                 let named = named.map(|d| sibling(&d.virtual_hard_disk_ref.name));
@@ -465,6 +465,7 @@ impl Kept for VirtualHardDisk {
                 status.map(|s| {
                     (
                         s.file.clone(),
+                        s.host.clone(),
                         s.attachment.as_ref().map(|a| a.disk_epoch),
                         s.undo.is_some(),
                         s.merged_into.is_some(),

@@ -27,8 +27,19 @@ impl Draft<'_> {
         }
     }
 
+    /// A differencing disk goes where its parent is, wherever its machine was to have it.
+    fn follow_parent(&mut self) {
+        if self.plan.status.attachment.is_none()
+            && let Ok(Some(parent)) = self.parent()
+            && parent.host.is_some()
+        {
+            self.plan.status.host = parent.host;
+        }
+    }
+
     /// No task yet.
     pub(super) fn begin(&mut self) {
+        self.follow_parent();
         if self.plan.status.attachment.is_some() {
             self.say_waiting(
                 "WaitingForTask",
@@ -173,6 +184,7 @@ impl Draft<'_> {
             self.discard(task);
             return;
         }
+        self.follow_parent();
         let next = self.plan.status.disk_epoch + 1;
         let disk_epoch = given.as_ref().map_or(next, |g| g.2);
         let resolved =

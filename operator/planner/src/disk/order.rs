@@ -4,7 +4,7 @@ use super::{
     Draft,
     choose::Reach,
     family::{Origin, bound_file, pool_file},
-    file,
+    file, is_shared,
 };
 use crate::{
     identity::{ObjectKey, disk_path, uid},
@@ -50,10 +50,15 @@ impl Draft<'_> {
         let spec = &disk.spec;
         let (parent, source) = (self.parent()?, self.source()?);
         let place = pool_file(&file(disk));
+        // The first machine that names a child or a copy has the disk made on its host.
+        let family = self.s.family;
+        let mut readers = family.children.iter().chain(&family.copies);
+        let near = readers.find_map(|d| d.status.as_ref()?.host.clone());
+        let shared = is_shared(self.s.hosts, &place.pool);
         let mut reach = Reach {
+            near: near.filter(|_| !shared && self.plan.status.host.is_none()),
             pool: place.pool.clone(),
             also: Vec::new(),
-            near: None,
         };
         let mut order = self.bare_order(place, disk_epoch);
         if action == TaskAction::Adopt {
@@ -82,7 +87,9 @@ impl Draft<'_> {
             reach
                 .also
                 .extend(files.iter().map(|f| (f.pool.clone(), PoolKind::Disks)));
-            reach.near.clone_from(host);
+            if host.is_some() {
+                reach.near.clone_from(host);
+            }
         }
         order.parents = parent.map(|p| p.files).unwrap_or_default();
         order.clone = source.map(|s| s.files).unwrap_or_default();

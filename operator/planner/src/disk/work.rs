@@ -99,6 +99,7 @@ impl Draft<'_> {
                     ),
                 );
             }
+            (None, None) if self.taken_back => {}
             (None, None) => self.next(wish, own, asked),
         }
     }

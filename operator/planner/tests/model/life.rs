@@ -93,8 +93,9 @@ impl Life {
                 if found.spec.action == TaskAction::Delete {
                     let named = status.file.as_ref().map(|f| &*f.path);
                     let ends = self.disk.metadata.deletion_timestamp.is_some();
-                    assert!(ends || named != Some(&*order.file.path), "its own file");
-                    assert_eq!(status.attachment, None);
+                    let own = named == Some(&*order.file.path);
+                    assert!(ends || !own, "its own file");
+                    assert!(!own || status.attachment.is_none(), "it is in use");
                 } else {
                     let attachment = status.attachment.as_ref();
                     let attachment =
