@@ -55,6 +55,8 @@ pub struct Snapshot<'a> {
     pub family: &'a Family,
     /// Whether a machine that names it is to run.
     pub wanted: bool,
+    /// Bytes that its file takes, as the host of the machine that runs on it has told.
+    pub measured: Option<i64>,
     /// The hosts.
     pub hosts: &'a [HostView],
     /// How many tasks each host works on.
@@ -375,6 +377,7 @@ impl Draft<'_> {
     }
 
     fn discard(&mut self, task: &VirtualHardDiskTask) {
+        self.abandon_untaken(task);
         self.plan.after.push(Action::DiscardTask {
             task: ObjectKey::of(&task.metadata),
         });
@@ -382,6 +385,7 @@ impl Draft<'_> {
 
     fn release(&mut self, task: &VirtualHardDiskTask) {
         if has_finalizer(&task.metadata, TASK_FINALIZER) {
+            self.abandon_untaken(task);
             self.plan.after.push(Action::ReleaseTask {
                 task: ObjectKey::of(&task.metadata),
             });

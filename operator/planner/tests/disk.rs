@@ -145,6 +145,7 @@ fn work_is_spread_over_hosts() {
         tasks: &tasks,
         family: &Family::default(),
         wanted: false,
+        measured: None,
         hosts: &other.hosts,
         busy: &busy,
         same_file: None,

@@ -365,6 +365,27 @@ fn a_host_declared_off_frees_the_disk_and_leaves_no_file_behind() {
 }
 
 #[test]
+fn what_was_made_on_a_host_declared_off_before_it_was_taken_over_is_removed() {
+    let mut life = Life::new(dynamic("d"));
+    let task = asked(&mut life, "c", TaskAction::Compact);
+    life.settle();
+    let target = life.order().target.clone().unwrap();
+    end(
+        &mut life,
+        &task,
+        TaskState::Succeeded,
+        TaskResult::default(),
+    );
+    life.silence("host-a");
+    life.hosts[0].ended_below = Some(2);
+    life.settle();
+    let status = life.disk.status.as_ref().unwrap();
+    assert_eq!(status.obsolete_files, [file(&target.path)]);
+    assert_eq!(path(&life), "d.vhd");
+    assert_eq!(life.tasks[&task].metadata.finalizers, None);
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_with_the_reason() {
     let refusal = |disk: VirtualHardDisk, action, set: &dyn Fn(&mut Life)| {
         let mut life = Life::new(disk);
@@ -664,4 +685,15 @@ fn a_base_in_a_local_pool_is_made_where_the_first_machine_of_a_child_is() {
     assert_eq!(status.host.as_deref(), Some("host-b"));
     let attachment = status.attachment.as_ref().unwrap();
     assert_eq!(attachment.host, "host-b");
+}
+
+#[test]
+fn a_running_machines_host_tells_what_the_file_takes() {
+    let mut life = Life::new(dynamic("d"));
+    held_by_machine(&mut life.disk);
+    life.measured = Some(7 << 20);
+    life.settle();
+    let status = life.disk.status.as_ref().unwrap();
+    assert_eq!(status.allocated.as_deref(), Some("7Mi"));
+    assert_eq!(status.size_bytes, Some(1 << 30));
 }

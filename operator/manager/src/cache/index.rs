@@ -401,6 +401,15 @@ impl Kept for VirtualMachineInstance {
         if let Some(old) = &change.old {
             index.instances_on.remove(&old.spec.host, key);
         }
+        let told = |i: &Option<std::sync::Arc<Self>>| {
+            let status = i.as_ref().and_then(|i| i.status.as_ref());
+            status.map(|s| s.disks.clone()).unwrap_or_default()
+        };
+        if told(&change.old) != told(&change.new) {
+            let disks = change.new.iter().flat_map(|i| &i.spec.config.disks);
+            let disks = disks.map(|d| ObjectKey::new(&key.namespace, &d.virtual_hard_disk));
+            follow.extend(disks.map(|d| Follow::Now(Work::Disk(d))));
+        }
         let mut held_macs = Vec::new();
         let mut addresses = Vec::new();
         let mut created = None;

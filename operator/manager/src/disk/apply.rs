@@ -12,11 +12,12 @@ use paddock_crds::{
     },
     reference::condition,
     virtual_hard_disk::DiskState,
+    virtual_hard_disk_task::TaskState,
 };
 use paddock_planner::{
     ObjectKey,
     disk::{self, Action},
-    identity::uid,
+    identity::{deleting, has_finalizer, uid},
 };
 use serde_json::json;
 use std::{sync::Arc, time::Instant};
@@ -197,6 +198,37 @@ pub async fn discard(context: &Context, task: &ObjectKey) -> Result<(), WriteErr
         Some(found) => context.writer.delete(found.as_ref()).await,
         None => Ok(()),
     }
+}
+
+/// Says of a user's task that its disk is not there, and lets it go once nobody works on it.
+pub async fn tell_orphan(
+    context: &Context,
+    key: &ObjectKey,
+    task: &VirtualHardDiskTask,
+) -> Result<(), WriteError> {
+    const REASON: &str = "VirtualHardDiskNotFound";
+    let (over, unassigned) = (disk::is_over(task), disk::is_unassigned(task));
+    if (over || unassigned) && has_finalizer(&task.metadata, TASK_FINALIZER) {
+        return context
+            .writer
+            .set_finalizer(task, TASK_FINALIZER, false)
+            .await;
+    }
+    let told = task.status.as_ref().and_then(|s| s.reason.as_deref()) == Some(REASON);
+    if over || !unassigned || told || deleting(&task.metadata) {
+        return Ok(());
+    }
+    let message = format!(
+        "there is no VirtualHardDisk \"{}\" in namespace \"{}\"",
+        key.name, key.namespace
+    );
+    let status = json!({"state": TaskState::Pending, "reason": REASON, "message": message});
+    let task = ObjectKey::of(&task.metadata);
+    context
+        .writer
+        .apply_status::<VirtualHardDiskTask>(&task, status)
+        .await
+        .map(|_| ())
 }
 
 async fn create(

@@ -6,7 +6,7 @@ use crate::{
 };
 use paddock_crds::{
     VirtualHardDisk, VirtualHardDiskStatus, VirtualHardDiskTask, reference::Time,
-    virtual_machine::RunPolicy,
+    virtual_hard_disk::OwnerKind, virtual_machine::RunPolicy,
 };
 use paddock_planner::{
     ObjectKey,
@@ -70,6 +70,7 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
         tasks: &tasks,
         family: &family,
         wanted,
+        measured: measured(&world, key, &disk),
         hosts: &world.host_views(None),
         busy: &world.index.busy(),
         same_file: same_file.as_ref(),
@@ -99,6 +100,23 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
         plan,
         disk: disk.clone(),
     })
+}
+
+/// Bytes that a disk's file takes, as its machine's host tells while that runs. What the guest writes into an undo disk
+/// is not the disk's own.
+fn measured(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Option<i64> {
+    let status = disk.status.as_ref()?;
+    let owner = &status.attachment.as_ref()?.owner;
+    if owner.kind != OwnerKind::VirtualMachine || status.undo.is_some() {
+        return None;
+    }
+    let instance = ObjectKey::new(&key.namespace, &owner.name);
+    let instance = world.instances.get(&instance)?;
+    let mut disks = instance.spec.config.disks.iter();
+    let named = disks.find(|d| d.virtual_hard_disk == key.name)?;
+    let mut told = instance.status.as_ref()?.disks.iter();
+    told.find(|d| d.name == named.name)
+        .map(|d| d.allocated_bytes)
 }
 
 /// Whether a task that names a disk can mean the one with a UID: not when the operator made it for an earlier one.
@@ -192,5 +210,19 @@ pub fn leftovers(context: &Context, key: &ObjectKey) -> Vec<ObjectKey> {
             found.is_some_and(|t| disk::is_over(t) || disk::is_unassigned(t))
         })
         .cloned()
+        .collect()
+}
+
+/// Tasks that users have made for a disk that is not there.
+pub fn orphans(context: &Context, key: &ObjectKey) -> Vec<Arc<VirtualHardDiskTask>> {
+    let world = context.cache.world();
+    if world.disks.get(key).is_some() {
+        return Vec::new();
+    }
+    world
+        .index
+        .tasks_named_for(key)
+        .filter_map(|task| world.tasks.get(task).cloned())
+        .filter(|task| may_be_of(task, ""))
         .collect()
 }

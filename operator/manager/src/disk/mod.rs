@@ -70,6 +70,9 @@ pub async fn reconcile(context: &Context, key: &ObjectKey) -> Result<(), Reconci
         for task in fetch::leftovers(context, key) {
             apply::discard(context, &task).await?;
         }
+        for task in fetch::orphans(context, key) {
+            apply::tell_orphan(context, key, &task).await?;
+        }
         return Ok(());
     };
     apply::apply(context, key, &planned).await?;

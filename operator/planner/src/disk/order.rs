@@ -15,7 +15,9 @@ use paddock_crds::{
     host::PoolKind,
     reference::PoolFile,
     virtual_hard_disk::{BoundFile, DiskType},
-    virtual_hard_disk_task::{ExportFormat, Shrink, SourceFile, TaskAction, TaskOrder, TaskSource},
+    virtual_hard_disk_task::{
+        ExportFormat, Shrink, SourceFile, TaskAction, TaskOrder, TaskSource, TaskState,
+    },
 };
 
 /// The longest path in a pool.
@@ -171,6 +173,14 @@ impl Draft<'_> {
         let order = task.status.as_ref().and_then(|s| s.order.as_ref());
         if let Some(target) = order.and_then(|o| o.target.as_ref()).map(bound_file) {
             self.make_obsolete(target);
+        }
+    }
+
+    /// Leaves to be removed what a task has made that nobody took over: its host was declared off in between.
+    pub(super) fn abandon_untaken(&mut self, task: &paddock_crds::VirtualHardDiskTask) {
+        let status = task.status.as_ref();
+        if status.is_some_and(|s| s.state == TaskState::Succeeded) {
+            self.abandon_target(task);
         }
     }
 

@@ -22,7 +22,7 @@ use paddock_crds::{
     virtual_hard_disk::{
         CompactionPolicy, DiskState, DiskType, FileMode, OwnerKind, Precompact, UndoState,
     },
-    virtual_hard_disk_task::{TaskAction, TaskState},
+    virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
 
 /// The most files that a disk leaves to be removed; while there are more, nothing new is made for it.
@@ -54,6 +54,13 @@ impl Draft<'_> {
                 "MergeInterrupted",
                 format!("a part of it was merged into VirtualHardDisk \"{into}\": make another task Merge"),
             );
+        }
+        if let Some(bytes) = self.s.measured {
+            let told = TaskResult {
+                allocated_bytes: Some(bytes),
+                ..TaskResult::default()
+            };
+            self.measured(None, &told);
         }
         let wish = self.wish();
         let holder = own.iter().chain(asked).find(|t| self.holds(t)).copied();
