@@ -41,7 +41,10 @@ fn stop(model: &mut Model, key: &ObjectKey, step: &str) {
     model.settle(key);
     model.answer(key);
     let status = model.instances.get_mut(key).and_then(|i| i.status.as_mut());
-    status.unwrap().stop_step = Some(step.to_owned());
+    let status = status.unwrap();
+    // As its host tells of one that has ended.
+    status.started_at = None;
+    status.stop_step = Some(step.to_owned());
     model.settle(key);
     assert!(model.instances.is_empty());
 }

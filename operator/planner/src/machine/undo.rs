@@ -40,10 +40,9 @@ pub(super) fn begin(
 /// What becomes of an instance's undo disks with its end; nothing where its guest never ran.
 pub(super) fn at_end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> Option<UndoState> {
     let status = instance.status.as_ref()?;
-    let kept = status
-        .started_generation
-        .or(status.started_at.as_ref().map(|_| 0))
-        .map(|_| UndoState::Kept);
+    // What started it is told only while it runs; how it was stopped, from then on.
+    let ran = status.started_at.is_some() || status.stop_step.is_some() || status.restarts > 0;
+    let kept = ran.then_some(UndoState::Kept);
     let vm = s.vm.filter(|vm| uid(&vm.metadata) == owner_uid(instance));
     let Some(vm) = vm else {
         return kept;

@@ -17,7 +17,8 @@ use crate::target::Force;
 /// Merge a differencing disk into its parent, or its chain into a new disk
 ///
 /// Merged into its parent, the disk itself is gone afterwards. All other
-/// children of the parent are useless then: there must be none. A merge that
+/// children of the parent are useless then: there must be none, unless they
+/// are abandoned. A merge that
 /// was cut off, by Ctrl-C too, is brought to its end by asking for it again.
 ///
 /// With --into, everything that the disk shows goes to a new disk, and the
@@ -41,6 +42,9 @@ pub(crate) struct Arguments {
         default_value = "dynamic"
     )]
     kind: Kind,
+    /// Merge into the parent even if that makes other disks useless, or if it was modified since this one was made
+    #[arg(long, conflicts_with = "into")]
+    abandon_others: bool,
     #[command(flatten)]
     force: Force,
     #[command(flatten)]
@@ -114,6 +118,7 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let disk = DiskPath::any(&arguments.file)?;
     let options = MergeOptions {
         search: arguments.search.resolve()?,
+        force: arguments.abandon_others,
         ..MergeOptions::default()
     };
     let parent = super::parent_path(&disk, &options.search);

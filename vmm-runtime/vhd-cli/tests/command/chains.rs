@@ -155,6 +155,27 @@ fn a_child_is_merged() {
 }
 
 #[test]
+fn a_child_with_siblings_is_merged_only_when_they_are_abandoned() {
+    let folder = Folder::new();
+    folder.disk("base.vhd");
+    let child = |name| {
+        let create = ["create", "--type", "differencing", "--parent", "base.vhd"];
+        folder.vhd(&[&create[..], &[name]].concat()).ends(0);
+    };
+    child("one.vhd");
+    child("two.vhd");
+    folder.vhd(&["merge", "one.vhd"]).fails(1, &["two.vhd"]);
+    assert!(folder.path("one.vhd").exists());
+    folder
+        .vhd(&["merge", "one.vhd", "--abandon-others"])
+        .ends(0);
+    assert!(!folder.path("one.vhd").exists());
+    folder
+        .vhd(&["merge", "two.vhd", "--into", "all.vhd", "--abandon-others"])
+        .fails(1, &["--into"]);
+}
+
+#[test]
 fn changes_are_committed_or_discarded() {
     let folder = Folder::new();
     folder.disk("disk.vhd");
