@@ -512,6 +512,12 @@ fn a_child_is_made_where_its_parent_is_and_when_nobody_uses_that() {
     life.settle();
     assert_eq!(life.ready().1, "ParentInUse");
     life.family.siblings = vec![Arc::new(child("other", "base"))];
+    life.family.merging = Some("other".to_owned());
+    life.settle();
+    assert_eq!(life.ready().1, "ParentInUse");
+    // A sibling that a machine takes only reads the parent.
+    life.family.merging = None;
+    life.family.taken.insert("other".to_owned());
     life.settle();
     let order = life.order();
     let parents: Vec<_> = order.parents.iter().map(|p| &*p.path).collect();

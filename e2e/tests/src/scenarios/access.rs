@@ -84,33 +84,74 @@ fn confined(cx: &Context<'_>) -> Result<()> {
         ],
         "the agent of host host-a may not write hosts of host host-b",
     )?;
-    // No spec of any kind, its own host's included, whether the object is there or not; and none may be made.
-    for (kind, name, spec) in [
-        ("virtualmachineinstances", "own", r#"{"power":"Paused"}"#),
-        ("hosts", "host-a", r#"{"pools":[]}"#),
-        ("virtualmachines", "own", r#"{"runPolicy":"Stopped"}"#),
-        ("virtualharddisks", "own", r#"{"size":"128Mi"}"#),
-        ("virtualnetworks", "lab", r#"{"type":"Private"}"#),
-        ("virtualharddisktasks", "any", r#"{"action":"Delete"}"#),
+    // No spec of any kind, its own host's included, whether the object is there or not. Applied by the server, since
+    // what may not be read is not patched by kubectl.
+    for (kind, plural, name, spec) in [
+        (
+            "VirtualMachineInstance",
+            "virtualmachineinstances",
+            "own",
+            r#"{"power":"Paused"}"#,
+        ),
+        ("Host", "hosts", "host-a", r#"{"pools":[]}"#),
+        (
+            "VirtualMachine",
+            "virtualmachines",
+            "own",
+            r#"{"runPolicy":"Stopped"}"#,
+        ),
+        (
+            "VirtualHardDisk",
+            "virtualharddisks",
+            "own",
+            r#"{"size":"128Mi"}"#,
+        ),
+        (
+            "VirtualNetwork",
+            "virtualnetworks",
+            "lab",
+            r#"{"type":"Private"}"#,
+        ),
+        (
+            "VirtualHardDiskTask",
+            "virtualharddisktasks",
+            "any",
+            r#"{"action":"Delete"}"#,
+        ),
     ] {
-        let patch = format!(r#"{{"spec":{spec}}}"#);
-        denied(
-            &["patch", kind, name, "--type=merge", "-p", &patch],
-            &format!("cannot patch resource \"{kind}\""),
+        let object = format!(
+            r#"{{"apiVersion":"paddock.dev/v1alpha1","kind":"{kind}","metadata":{{"name":"{name}"}},"spec":{spec}}}"#
+        );
+        let output = agent.output(
+            &[
+                "apply",
+                "--server-side",
+                "--force-conflicts",
+                "--validate=false",
+                "-f",
+                "-",
+            ],
+            &object,
         )?;
+        let message = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            !output.status.success()
+                && message.contains(&format!("cannot patch resource \"{plural}\"")),
+            "{object} applied by an agent: {message}"
+        );
     }
-    for kind in ["virtualmachines", "virtualnetworks"] {
+    for (kind, name) in [("virtualmachines", "own"), ("virtualnetworks", "lab")] {
         denied(
             &[
                 "patch",
                 kind,
-                "any",
+                name,
                 "--subresource=status",
                 "--type=merge",
                 "-p",
                 status,
             ],
-            &format!("cannot patch resource \"{kind}/status\""),
+            &format!("resource \"{kind}"),
         )?;
     }
     let made = agent.output(&["create", "-f", "-"], &internal_network(72))?;

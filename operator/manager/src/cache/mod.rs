@@ -56,6 +56,8 @@ pub struct World {
     pub never_ordered: HashSet<String>,
     /// Disks that a plan is just giving to a task: what the API shows of them is about to change.
     pub giving: HashSet<ObjectKey>,
+    /// Those of them that are given to be merged into their parents.
+    pub merging: HashSet<ObjectKey>,
     /// UIDs of disks for which the API refused a new task, since their namespace is being deleted.
     pub creation_refused: HashSet<String>,
 }

@@ -37,7 +37,9 @@ pub struct Giving {
 
 impl Drop for Giving {
     fn drop(&mut self) {
-        self.cache.world().giving.remove(&self.key);
+        let mut world = self.cache.world();
+        world.giving.remove(&self.key);
+        world.merging.remove(&self.key);
     }
 }
 
@@ -88,6 +90,9 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
         held(&plan.status).is_some() && held(&plan.status) != disk.status.as_ref().and_then(held);
     let giving = gives.then(|| {
         world.giving.insert(key.clone());
+        if plan.status.merged_into.is_some() {
+            world.merging.insert(key.clone());
+        }
         Giving {
             cache: context.cache.clone(),
             key: key.clone(),
@@ -149,13 +154,14 @@ fn family(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Family {
     let taken = named
         .iter()
         .flatten()
-        .chain(&siblings)
         .chain(&children)
         .chain(&copies)
         .filter(|k| world.giving.contains(k) || world.index.reserver_of(k).is_some())
         .map(|k| k.name.clone())
         .collect();
+    let merging = siblings.iter().find(|k| world.merging.contains(k));
     Family {
+        merging: merging.map(|k| k.name.clone()),
         parent: found(&parent_key),
         source: found(&source_key),
         siblings: all(siblings),

@@ -27,8 +27,10 @@ pub struct Family {
     pub source: Option<Arc<VirtualHardDisk>>,
     /// Disks that are to be copies of it and are not made yet.
     pub copies: Vec<Arc<VirtualHardDisk>>,
-    /// Names of those among all these, and of itself, that another plan is just taking.
+    /// Names of those among all these but the siblings, and of itself, that another plan is just taking.
     pub taken: BTreeSet<String>,
+    /// Name of the sibling that another plan is just merging into the parent.
+    pub merging: Option<String>,
 }
 
 impl Family {
@@ -124,19 +126,17 @@ impl Draft<'_> {
                 ),
             ));
         }
+        // A sibling that a machine takes is no hindrance: it only reads the parent.
         let merging = self.s.family.siblings.iter().find(|d| {
             d.status
                 .as_ref()
                 .is_some_and(|s| s.merged_into.is_some() && s.file.is_some())
-                || self.s.family.taken.contains(name(&d.metadata))
         });
-        match merging {
+        let merging = merging.map(|d| name(&d.metadata));
+        match merging.or(self.s.family.merging.as_deref()) {
             Some(other) => Err((
                 "ParentInUse",
-                format!(
-                    "VirtualHardDisk \"{}\" is being merged into the parent \"{wanted}\"",
-                    name(&other.metadata)
-                ),
+                format!("VirtualHardDisk \"{other}\" is being merged into the parent \"{wanted}\""),
             )),
             None => Ok(Some(origin)),
         }
