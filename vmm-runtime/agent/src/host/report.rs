@@ -118,14 +118,21 @@ pub fn own_part(host: &Host) -> HostStatus {
         return HostStatus::default();
     };
     HostStatus {
-        state: None,
-        host_epoch: None,
-        out_of_service_token: None,
+        observed_generation: status.observed_generation,
+        capacity: status.capacity,
+        memory: status.memory,
+        accelerator: status.accelerator,
+        backend: status.backend,
+        pools: status.pools,
+        uplinks: status.uplinks,
+        boot_id: status.boot_id,
+        agent_version: status.agent_version,
         conditions: [POOLS_AVAILABLE, UPLINKS_AVAILABLE, ACCELERATED]
             .iter()
             .filter_map(|type_| condition(&status.conditions, type_).cloned())
             .collect(),
-        ..status
+        // What is the operator's is not compared: it would be written again and again.
+        ..HostStatus::default()
     }
 }
 
@@ -227,7 +234,7 @@ fn with_time(new: New, before: &[Condition], generation: Option<i64>, now: Times
 #[cfg(test)]
 mod tests {
     use super::*;
-    use paddock_crds::host::{Backend, Capacity, HostState, Pool, PoolScope, Uplink};
+    use paddock_crds::host::{Backend, Capacity, Committed, HostState, Pool, PoolScope, Uplink};
 
     fn machine() -> Machine {
         Machine {
@@ -366,6 +373,14 @@ mod tests {
         let mut status = own.clone();
         status.state = Some(HostState::Ready);
         status.host_epoch = Some(4);
+        status.out_of_service_token = Some("t".into());
+        status.out_of_service_epoch = Some(4);
+        status.committed = vec![Committed {
+            pool: "default".into(),
+            bytes: 1 << 30,
+            disks: 1,
+        }];
+        status.storage = Some("default 1 GiB/2 GiB".into());
         status.conditions.insert(
             0,
             Condition {
