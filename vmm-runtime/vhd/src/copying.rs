@@ -316,7 +316,9 @@ mod tests {
             copy_all(&source, &target),
             Err(Stopped::Target(IoError::GateClosed))
         ));
-        assert_eq!(target.writes.into_inner(), 5);
+        // All before it, but for the one that the other writer may have had in hand.
+        let writes = target.writes.into_inner();
+        assert!((4..=5).contains(&writes), "{writes}");
     }
 
     #[test]
