@@ -123,7 +123,7 @@ pub async fn run(settings: Run) -> Result<(), OperatorError> {
     }
     metrics.set_ready(false);
     // Only a leader fills its caches: they start from lists that show all that the leader before it wrote.
-    let cache = Arc::new(Cache::new(queue.clone()));
+    let cache = Arc::new(Cache::new(queue.clone(), &settings.namespace));
     let context = Arc::new(Context::new(
         cache.clone(),
         queue.clone(),

@@ -7,7 +7,8 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use paddock_crds::{
-    Host, VirtualHardDisk, VirtualMachine, VirtualMachineInstance, VirtualNetwork,
+    Host, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualMachineInstance,
+    VirtualNetwork,
     reference::{Time, condition},
 };
 use paddock_operator::{
@@ -119,7 +120,7 @@ impl Lab {
     async fn new(memory: &str) -> Self {
         let queue = Arc::new(Queue::default());
         let lab = Self {
-            cache: Cache::new(queue.clone()),
+            cache: Cache::new(queue.clone(), "paddock-system"),
             queue,
         };
         lab.cache.observe(host("host-a", memory), Origin::Watch);
@@ -249,4 +250,110 @@ async fn a_change_wakes_those_it_concerns() {
         lab.drain().await,
         [Work::Machine(key("b")), Work::Host("host-a".to_owned())]
     );
+}
+
+/// A disk that is not made, in a namespace, younger or older than others.
+fn adopter(namespace: &str, path: &str, made: &str) -> VirtualHardDisk {
+    let mut disk: VirtualHardDisk = object(
+        "VirtualHardDisk",
+        "thief",
+        json!({"file": {"pool": "shared", "path": path, "mode": "Adopt"}}),
+        Value::Null,
+    );
+    disk.metadata.namespace = Some(namespace.to_owned());
+    let made: Timestamp = made.parse().unwrap();
+    disk.metadata.creation_timestamp = Some(Time(made));
+    disk
+}
+
+#[tokio::test]
+async fn a_file_that_a_disk_has_is_no_other_disks() {
+    let lab = Lab::new("4Gi").await;
+    let mut victim: VirtualHardDisk = object(
+        "VirtualHardDisk",
+        "d",
+        json!({"size": "1Gi", "file": {"pool": "shared", "path": "first.vhd"}}),
+        json!({
+            "state": "Ready", "diskEpoch": 3, "file": {"pool": "shared", "path": "first-3.vhd"},
+            "obsoleteFiles": [{"pool": "shared", "path": "first-2.vhd"}],
+            "undo": {"file": {"pool": "shared", "path": "first-3.vud"}, "machine": "web", "state": "Kept"},
+        }),
+    );
+    lab.cache.observe(victim.clone(), Origin::Watch);
+    let other = |path: &str, made: &str| {
+        let disk = adopter("u", path, made);
+        let key = ObjectKey::new("u", "thief");
+        lab.cache.world().other_with_its_file(&key, &disk)
+    };
+    let (older, younger) = ("2025-01-01T00:00:00Z", "2027-01-01T00:00:00Z");
+    for path in ["first-3.vhd", "first-2.vhd", "first-3.vud"] {
+        for made in [older, younger] {
+            assert_eq!(other(path, made), Some(key("d")), "{path}");
+        }
+    }
+    // What is merely asked for is the earlier one's.
+    assert_eq!(other("first.vhd", younger), Some(key("d")));
+    assert_eq!(other("first.vhd", older), None);
+    assert_eq!(other("second.vhd", younger), None);
+    // A file that a conversion is just making.
+    let task: VirtualHardDiskTask = object(
+        "VirtualHardDiskTask",
+        "d-convert-4",
+        json!({"action": "Convert", "virtualHardDiskRef": {"name": "d"}}),
+        json!({"host": "host-a", "hostEpoch": 1, "order": {
+            "diskUid": "uid-d", "diskEpoch": 4, "file": {"pool": "shared", "path": "first-3.vhd"},
+            "target": {"pool": "shared", "path": "first-4.vhd"},
+        }}),
+    );
+    assert_eq!(other("first-4.vhd", older), None);
+    lab.cache.observe(task, Origin::Watch);
+    assert_eq!(other("first-4.vhd", older), Some(key("d")));
+    // Who waits for a file is woken when it is given up.
+    lab.cache.world().pending_disks.insert(key("waits"));
+    lab.drain().await;
+    victim.metadata.resource_version = Some("900".to_owned());
+    victim.status.as_mut().unwrap().obsolete_files.clear();
+    lab.cache.observe(victim, Origin::Watch);
+    assert!(lab.drain().await.contains(&Work::Disk(key("waits"))));
+    assert_eq!(other("first-2.vhd", younger), None);
+}
+
+#[tokio::test]
+async fn a_file_that_is_yet_to_be_made_is_nobody_elses() {
+    let lab = Lab::new("4Gi").await;
+    let unmade: VirtualHardDisk = object(
+        "VirtualHardDisk",
+        "d",
+        json!({"size": "1Gi", "file": {"pool": "shared"}}),
+        Value::Null,
+    );
+    let path = paddock_planner::disk::file(&unmade).path;
+    lab.cache.observe(unmade, Origin::Watch);
+    let thief = adopter("u", &path, "2027-01-01T00:00:00Z");
+    let own = ObjectKey::new("u", "thief");
+    let found = lab.cache.world().other_with_its_file(&own, &thief);
+    assert_eq!(found, Some(key("d")));
+}
+
+#[tokio::test]
+async fn a_forged_annotation_leads_to_no_disk_of_another_namespace() {
+    let lab = Lab::new("4Gi").await;
+    let mut task: VirtualHardDiskTask = object(
+        "VirtualHardDiskTask",
+        "forged",
+        json!({"action": "Merge", "virtualHardDiskRef": {"name": "d"}}),
+        Value::Null,
+    );
+    task.metadata.namespace = Some("b".to_owned());
+    let annotations = [
+        ("paddock.dev/virtual-hard-disk", "t/d"),
+        ("paddock.dev/virtual-hard-disk-uid", "uid-d"),
+    ];
+    let annotations = annotations.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    task.metadata.annotations = Some(annotations.into());
+    lab.cache.observe(task.clone(), Origin::Watch);
+    assert_eq!(lab.drain().await, [Work::Disk(ObjectKey::new("b", "d"))]);
+    let world = lab.cache.world();
+    assert_eq!(world.index.tasks_named_for(&key("d")).count(), 0);
+    assert_eq!(world.index.tasks_of("uid-d").count(), 0);
 }

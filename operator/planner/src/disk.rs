@@ -11,6 +11,7 @@
 //! operator's own namespace, with annotations in place of the reference to its owner.
 
 mod admission;
+mod belonging;
 mod choose;
 mod family;
 mod making;
@@ -18,6 +19,8 @@ mod order;
 mod removal;
 mod work;
 
+use belonging::is_own;
+pub use belonging::{disk_of, made_for, may_be_for};
 pub(crate) use family::listed;
 pub use family::{Family, parent_name};
 pub(crate) use order::next_path;
@@ -37,9 +40,9 @@ use paddock_crds::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// On a task outside its disk's namespace: namespace and name of the disk, as `namespace/name`.
+/// On a task in the operator's namespace: namespace and name of the disk, as `namespace/name`.
 pub const DISK_ANNOTATION: &str = "paddock.dev/virtual-hard-disk";
-/// On a task outside its disk's namespace: UID of the disk.
+/// On a task in the operator's namespace: UID of the disk.
 pub const DISK_UID_ANNOTATION: &str = "paddock.dev/virtual-hard-disk-uid";
 
 /// All that one disk's decision depends on.
@@ -223,19 +226,6 @@ pub fn decide(s: &Snapshot<'_>) -> Plan {
     draft.plan
 }
 
-/// Whether a task was made by the operator for a disk.
-fn is_own(task: &VirtualHardDiskTask, disk: &VirtualHardDisk) -> bool {
-    let disk = uid(&disk.metadata);
-    let mut owners = task.metadata.owner_references.iter().flatten();
-    owners.any(|o| o.controller == Some(true) && o.uid == disk)
-        || task
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(DISK_UID_ANNOTATION))
-            .is_some_and(|named| named == disk)
-}
-
 impl Draft<'_> {
     fn conditions(&mut self) -> Writer<'_> {
         Writer {
@@ -251,7 +241,7 @@ impl Draft<'_> {
         self.plan.status.children = s.family.children_told();
         let tasks = s.tasks.iter().map(AsRef::as_ref);
         let (mut own, mut asked): (Vec<&VirtualHardDiskTask>, Vec<_>) =
-            tasks.partition(|t| is_own(t, s.disk));
+            tasks.partition(|t| is_own(t, s.disk, s.system_namespace));
         // What is not assigned yet is the newest.
         own.sort_by_key(|t| (order_epoch(t).unwrap_or(i64::MAX), name(&t.metadata)));
         asked.sort_by_key(|t| {
@@ -392,9 +382,14 @@ impl Draft<'_> {
         }
     }
 
+    /// Whether the operator made a task for the disk.
+    fn is_own(&self, task: &VirtualHardDiskTask) -> bool {
+        is_own(task, self.s.disk, self.s.system_namespace)
+    }
+
     /// Ends what the operator keeps of a task that is over: its own is deleted, a user's stays.
     fn let_go(&mut self, task: &VirtualHardDiskTask) {
-        if is_own(task, self.s.disk) {
+        if self.is_own(task) {
             self.discard(task);
         } else {
             self.release(task);

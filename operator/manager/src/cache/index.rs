@@ -2,6 +2,7 @@
 
 use super::{
     Follow, World,
+    files::{self, FileKey},
     table::{Change, Kept, Table},
 };
 use crate::queue::Work;
@@ -109,7 +110,8 @@ pub struct Index {
     instances_on: Sets<String>,
     tasks_of: Sets<String>,
     tasks_on: Sets<String>,
-    files: Sets<(String, String)>,
+    files: Sets<FileKey>,
+    targets: Sets<FileKey>,
     /// Who holds which MAC address.
     pub macs: MacClaims,
     /// Who holds which IP address.
@@ -204,9 +206,15 @@ impl Index {
         self.tasks_named.get(disk)
     }
 
-    /// Disks whose spec names a file.
-    pub fn disks_with_file(&self, file: &(String, String)) -> impl Iterator<Item = &ObjectKey> {
+    /// Disks that name a file, in their spec or in what they have.
+    pub fn disks_with_file(&self, file: &FileKey) -> impl Iterator<Item = &ObjectKey> {
         self.files.get(file)
+    }
+
+    /// Disks for which a task makes a file, or has made it.
+    pub fn disks_to_get_file(&self, file: &FileKey) -> impl Iterator<Item = &ObjectKey> {
+        let tasks = self.targets.get(file);
+        tasks.filter_map(|task| self.task_disks.get(task))
     }
 
     /// What plans took, by machine.
@@ -454,10 +462,6 @@ impl Kept for VirtualHardDisk {
         let mut follow = vec![Follow::Now(Work::Disk(key.clone()))];
         let mut machines: BTreeSet<ObjectKey> = index.disk_users.get(key).cloned().collect();
         let holder = |disk: &Self| disk.status.as_ref().and_then(|s| s.attachment.clone());
-        let named_file = |disk: &Self| {
-            let path = disk.spec.file.path.clone()?;
-            Some((disk.spec.file.pool.clone(), path))
-        };
         let sibling = |name: &str| ObjectKey::new(&key.namespace, name);
         let parent = |disk: &Self| disk::parent_name(disk).map(sibling);
         let source = |disk: &Self| {
@@ -504,6 +508,12 @@ impl Kept for VirtualHardDisk {
             // Other children may have waited for the end of the merge.
             follow.push(Follow::Pending);
         }
+        if let (Some(old), Some(new)) = (&change.old, &change.new)
+            && files::gives_up(old, new)
+        {
+            // Another disk may have waited for that file.
+            follow.push(Follow::Pending);
+        }
         let takes = |disk: &Option<std::sync::Arc<Self>>| disk.as_deref().and_then(commitment);
         let (took, takes) = (takes(&change.old), takes(&change.new));
         if took != takes {
@@ -524,7 +534,7 @@ impl Kept for VirtualHardDisk {
                     machines.insert(ObjectKey::new(&key.namespace, &a.owner.name));
                 }
             }
-            if let Some(file) = named_file(old) {
+            for file in files::named(old) {
                 index.files.remove(&file, key);
             }
         }
@@ -543,7 +553,7 @@ impl Kept for VirtualHardDisk {
                         machines.insert(ObjectKey::new(&key.namespace, &a.owner.name));
                     }
                 }
-                if let Some(file) = named_file(new) {
+                for file in files::named(new) {
                     index.files.insert(file, key);
                 }
             }
@@ -571,25 +581,10 @@ impl Kept for VirtualHardDiskTask {
         let key = &change.key;
         let index = &mut world.index;
         let mut follow = Vec::new();
-        let annotation = |task: &Self, name: &str| {
-            let annotations = task.metadata.annotations.as_ref()?;
-            annotations.get(name).cloned()
-        };
-        let parent = |task: &Self| {
-            let owners = task.metadata.owner_references.iter().flatten();
-            owners
-                .filter(|o| o.controller == Some(true))
-                .map(|o| o.uid.clone())
-                .next()
-                .or_else(|| annotation(task, disk::DISK_UID_ANNOTATION))
-        };
-        let disk_of = |task: &Self| {
-            let elsewhere = annotation(task, disk::DISK_ANNOTATION);
-            match elsewhere.as_deref().and_then(|text| text.split_once('/')) {
-                Some((namespace, name)) => ObjectKey::new(namespace, name),
-                None => ObjectKey::new(&key.namespace, &task.spec.virtual_hard_disk_ref.name),
-            }
-        };
+        let system = world.system_namespace.as_str();
+        let parent = |task: &Self| disk::made_for(task, system).map(str::to_owned);
+        let disk_of = |task: &Self| disk::disk_of(task, system);
+        let target = |task: &Self| files::target(task);
         let at_work = |task: &Self| {
             let status = task.status.as_ref()?;
             status.host.clone().filter(|_| !disk::is_over(task))
@@ -604,6 +599,9 @@ impl Kept for VirtualHardDiskTask {
             if let Some(disk) = index.task_disks.remove(key) {
                 index.tasks_named.remove(&disk, key);
             }
+            if let Some(file) = target(old) {
+                index.targets.remove(&file, key);
+            }
         }
         if let Some(new) = &change.new {
             if let Some(uid) = parent(new) {
@@ -611,6 +609,9 @@ impl Kept for VirtualHardDiskTask {
             }
             if let Some(host) = at_work(new) {
                 index.tasks_on.insert(host, key);
+            }
+            if let Some(file) = target(new) {
+                index.targets.insert(file, key);
             }
             index.tasks_named.insert(disk_of(new), key);
             index.task_disks.insert(key.clone(), disk_of(new));

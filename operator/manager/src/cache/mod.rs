@@ -4,6 +4,7 @@
 //! what this process did itself, and an older version that a watch brings later is passed over. What a plan takes
 //! before the API can show it (memory, disks, addresses) is kept as a reservation.
 
+mod files;
 mod index;
 mod snapshot;
 mod table;
@@ -32,6 +33,8 @@ const COUNT_DELAY: Duration = Duration::from_secs(2);
 /// Everything that is known.
 #[derive(Default)]
 pub struct World {
+    /// The operator's own namespace: only there do a task's annotations say which disk it is for.
+    pub system_namespace: String,
     /// VirtualMachines.
     pub machines: Table<VirtualMachine>,
     /// VirtualMachineInstances.
@@ -69,11 +72,15 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache that adds work to `queue`.
+    /// An empty cache that adds work to `queue`, of an operator in `system_namespace`.
     #[must_use]
-    pub fn new(queue: Arc<Queue>) -> Self {
+    pub fn new(queue: Arc<Queue>, system_namespace: &str) -> Self {
+        let world = World {
+            system_namespace: system_namespace.to_owned(),
+            ..World::default()
+        };
         Self {
-            world: Mutex::default(),
+            world: Mutex::new(world),
             queue,
         }
     }

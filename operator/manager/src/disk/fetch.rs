@@ -56,7 +56,7 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
     let tasks: Vec<_> = keys
         .into_iter()
         .filter_map(|task| world.tasks.get(task).cloned())
-        .filter(|task| may_be_of(task, uid))
+        .filter(|task| disk::may_be_for(task, key, uid, &context.namespace))
         .collect();
     let family = family(&world, key, &disk);
     let wanted = world
@@ -65,7 +65,7 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
         .filter_map(|vm| world.machines.get(vm))
         .any(|vm| vm.spec.run_policy != RunPolicy::Stopped && !identity::deleting(&vm.metadata));
     let retry_due = context.retries.is_due(uid, Instant::now());
-    let same_file = earlier_with_same_file(&world, key, &disk);
+    let same_file = world.other_with_its_file(key, &disk);
     let plan = disk::decide(&Snapshot {
         disk: &disk,
         system_namespace: &context.namespace,
@@ -124,16 +124,6 @@ fn measured(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Option<i6
         .map(|d| d.allocated_bytes)
 }
 
-/// Whether a task that names a disk can mean the one with a UID: not when the operator made it for an earlier one.
-fn may_be_of(task: &VirtualHardDiskTask, disk_uid: &str) -> bool {
-    let mut owners = task.metadata.owner_references.iter().flatten();
-    let owner = owners.find(|o| o.controller == Some(true));
-    let annotations = task.metadata.annotations.as_ref();
-    let elsewhere = annotations.and_then(|all| all.get(disk::DISK_UID_ANNOTATION));
-    let made_for = owner.map(|o| &o.uid).or(elsewhere);
-    made_for.is_none_or(|uid| uid == disk_uid)
-}
-
 /// The disks that a disk has to do with.
 fn family(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Family {
     let sibling = |name: &str| ObjectKey::new(&key.namespace, name);
@@ -171,36 +161,6 @@ fn family(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Family {
     }
 }
 
-/// An earlier disk whose spec names the same file, where both may mean one host.
-fn earlier_with_same_file(
-    world: &World,
-    key: &ObjectKey,
-    disk: &VirtualHardDisk,
-) -> Option<ObjectKey> {
-    let path = disk.spec.file.path.clone()?;
-    let file = (disk.spec.file.pool.clone(), path);
-    let host = |d: &VirtualHardDisk| d.status.as_ref().and_then(|s| s.host.clone());
-    let age = |key: &ObjectKey, d: &VirtualHardDisk| {
-        (
-            d.metadata.creation_timestamp.as_ref().map(|t| t.0),
-            key.clone(),
-        )
-    };
-    let mine = age(key, disk);
-    let my_host = host(disk);
-    world
-        .index
-        .disks_with_file(&file)
-        .filter(|other| *other != key)
-        .filter_map(|other| Some((other, world.disks.get(other)?)))
-        .find(|(other, found)| {
-            let their_host = host(found);
-            let one_place = my_host.is_none() || their_host.is_none() || my_host == their_host;
-            one_place && age(other, found) < mine
-        })
-        .map(|(other, _)| other.clone())
-}
-
 /// Tasks in the operator's namespace that outlived the disk of `key`, and that nobody works on.
 pub fn leftovers(context: &Context, key: &ObjectKey) -> Vec<ObjectKey> {
     let world = context.cache.world();
@@ -229,6 +189,6 @@ pub fn orphans(context: &Context, key: &ObjectKey) -> Vec<Arc<VirtualHardDiskTas
         .index
         .tasks_named_for(key)
         .filter_map(|task| world.tasks.get(task).cloned())
-        .filter(|task| may_be_of(task, ""))
+        .filter(|task| disk::may_be_for(task, key, "", &context.namespace))
         .collect()
 }

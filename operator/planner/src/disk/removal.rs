@@ -273,7 +273,7 @@ impl Draft<'_> {
             self.let_go(task);
             return true;
         }
-        if super::is_own(task, self.s.disk) && !deleting(&task.metadata) {
+        if self.is_own(task) && !deleting(&task.metadata) {
             self.plan.after.push(Action::DeleteTask {
                 task: ObjectKey::of(&task.metadata),
             });

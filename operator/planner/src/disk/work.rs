@@ -414,7 +414,7 @@ impl Draft<'_> {
         self.made();
         let reason = status.reason.unwrap_or_else(|| "Failed".to_owned());
         let message = status.message.unwrap_or_default();
-        if super::is_own(task, self.s.disk) {
+        if self.is_own(task) {
             self.progress(Some(&task.spec), &reason, message.clone());
             self.plan.retry = true;
         } else {

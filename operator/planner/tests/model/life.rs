@@ -180,6 +180,7 @@ impl Life {
         metadata.namespace = Some(task.namespace.clone());
         metadata.finalizers = Some(vec![TASK_FINALIZER.to_owned()]);
         metadata.owner_references = Some(vec![OwnerReference {
+            kind: "VirtualHardDisk".to_owned(),
             uid: self.disk.metadata.uid.clone().unwrap(),
             controller: Some(true),
             ..OwnerReference::default()
