@@ -84,6 +84,48 @@ fn confined(cx: &Context<'_>) -> Result<()> {
         ],
         "the agent of host host-a may not write hosts of host host-b",
     )?;
+    // What a person has said of a host, and what the operator concluded.
+    for part in [
+        r#"{"status":{"hostEpoch":99}}"#,
+        r#"{"status":{"outOfServiceToken":"off","outOfServiceEpoch":99}}"#,
+        r#"{"status":{"committed":null,"storage":"none"}}"#,
+        r#"{"status":{"conditions":[]}}"#,
+    ] {
+        denied(
+            &[
+                "patch",
+                "host",
+                "host-a",
+                "--subresource=status",
+                "--type=merge",
+                "-p",
+                part,
+            ],
+            "it may not change the operator's part of the status",
+        )?;
+    }
+    // Its own Host may be made anew, but bare.
+    for (metadata, spec) in [
+        (r#","labels":{"zone":"vault"}"#, "{}"),
+        ("", r#"{"outOfService":{"token":"off"}}"#),
+        ("", r#"{"reserve":{"memory":"0"}}"#),
+        ("", r#"{"uplinks":[{"name":"lan","interface":"eth0"}]}"#),
+        (
+            "",
+            r#"{"pools":[{"name":"default","path":"/p","scope":"Shared"}]}"#,
+        ),
+        ("", r#"{"pools":[{"name":"vault","path":"/p"}]}"#),
+    ] {
+        let host = format!(
+            r#"{{"apiVersion":"paddock.dev/v1alpha1","kind":"Host","metadata":{{"name":"host-a"{metadata}}},"spec":{spec}}}"#
+        );
+        let output = agent.output(&["create", "--validate=false", "-f", "-"], &host)?;
+        let message = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            !output.status.success() && message.contains("an agent makes a bare Host"),
+            "{host} made by an agent: {message}"
+        );
+    }
     // No spec of any kind, its own host's included, whether the object is there or not. Applied by the server, since
     // what may not be read is not patched by kubectl.
     for (kind, plural, name, spec) in [
