@@ -1,7 +1,7 @@
 //! Disk tasks with `paddock-vhd`, in threads that may block.
 //!
 //! Every task may be repeated after a crash of the agent. A disk that is made carries an identity that follows from
-//! the VirtualHardDisk it is made for (a converted or exported one also from its path), so a file that is there already
+//! the VirtualHardDisk it is made for (a converted or exported one also from its path and its task's disk epoch), so a file that is there already
 //! counts as done exactly if it carries that one; a raw image counts as done if it holds just what the disk shows. Any
 //! other file is somebody's and is not touched. What was not finished has a temporary name, which the next try replaces
 //! under the file's lock; a merge and a change of size take up what was begun.
@@ -91,9 +91,11 @@ impl Job<'_> {
         Uuid::new_v5(&IDENTITIES, self.order.disk_uid.as_bytes())
     }
 
-    /// The identity of a further file of the same disk: it follows from its place, too.
+    /// The identity of a further file of the same disk: it follows from its place too, and from the disk epoch, which
+    /// no other task has: what an earlier one has made there may be of another content.
     fn identity_at(&self, pool: &str, path: &str) -> Uuid {
-        let text = format!("{}\n{pool}\n{path}", self.order.disk_uid);
+        let order = self.order;
+        let text = format!("{}\n{}\n{pool}\n{path}", order.disk_uid, order.disk_epoch);
         Uuid::new_v5(&IDENTITIES, text.as_bytes())
     }
 

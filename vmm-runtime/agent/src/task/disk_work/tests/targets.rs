@@ -127,6 +127,46 @@ fn compact_gives_back_what_a_file_system_calls_free() {
 }
 
 #[test]
+fn an_export_takes_no_earlier_one_for_its_own() {
+    let world = World::new();
+    world.disk("d.vhd", 1);
+    let export = |disk_epoch: i64, target: &str, format: ExportFormat| {
+        task(TaskAction::Export, "d.vhd", |order| {
+            order.disk_epoch = disk_epoch;
+            order.target = Some(image_file(target));
+            order.format = format;
+        })
+    };
+    let images = Pool::open(world.image("")).unwrap();
+    let shown = |target: &str| {
+        let disk = Vhd::open(&images, target, Access::ReadOnly, Gate::open()).unwrap();
+        let mut byte = [0];
+        disk.read_at(&mut byte, 0).unwrap();
+        byte[0]
+    };
+    for (target, format) in [
+        ("fixed.vhd", ExportFormat::FixedVhd),
+        ("dynamic.vhd", ExportFormat::DynamicVhd),
+    ] {
+        world.write("d.vhd", 1);
+        world.run(&export(4, target, format)).unwrap();
+        // Itself after a crash.
+        world.run(&export(4, target, format)).unwrap();
+        world.write("d.vhd", 2);
+        assert_eq!(world.run(&export(6, target, format)), Err("FileExists"));
+        assert_eq!(shown(target), 1);
+    }
+    world.write("d.vhd", 1);
+    world.run(&export(4, "d.img", ExportFormat::Raw)).unwrap();
+    world.write("d.vhd", 2);
+    assert_eq!(
+        world.run(&export(6, "d.img", ExportFormat::Raw)),
+        Err("FileExists")
+    );
+    assert_eq!(fs::read(world.image("d.img")).unwrap()[0], 1);
+}
+
+#[test]
 fn export_writes_an_image_and_knows_its_own() {
     let world = World::new();
     world.disk("base.vhd", 1);
