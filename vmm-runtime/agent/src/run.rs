@@ -218,7 +218,7 @@ impl Parts {
         let client = self.clients.general.clone();
         let world = Arc::new(task::runner::Surroundings {
             host: self.options.host.clone(),
-            api: Arc::new(TaskClient::new(client.clone())),
+            api: Arc::new(TaskClient::new(client.clone(), &self.options.host)),
             worker,
             holding: self.holding.clone(),
             metrics: self.metrics.clone(),

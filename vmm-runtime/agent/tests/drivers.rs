@@ -31,7 +31,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -350,6 +350,8 @@ async fn one_that_hangs_delays_no_other() {
 struct Tasks {
     objects: Mutex<HashMap<String, VirtualHardDiskTask>>,
     reports: Mutex<Vec<(String, Report)>>,
+    /// Whether every report is refused, since the task is another host's.
+    gone: AtomicBool,
 }
 
 impl Tasks {
@@ -379,12 +381,21 @@ impl TaskApi for Tasks {
     ) -> BoxFuture<'a, Result<(), TaskWriteError>> {
         let written = (key.name.clone(), report.clone());
         self.reports.lock().unwrap().push(written);
-        async { Ok(()) }.boxed()
+        let gone = self.gone.load(Ordering::SeqCst);
+        async move {
+            if gone {
+                Err(TaskWriteError::Gone)
+            } else {
+                Ok(())
+            }
+        }
+        .boxed()
     }
 }
 
 /// Works until it is let go or cancelled, and counts how many do at once.
 struct Worker {
+    revoked: Arc<AtomicUsize>,
     at_work: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     go_on: Arc<Semaphore>,
@@ -393,6 +404,7 @@ struct Worker {
 impl Worker {
     fn new() -> Self {
         Self {
+            revoked: Arc::default(),
             at_work: Arc::default(),
             most: Arc::default(),
             go_on: Arc::new(Semaphore::new(0)),
@@ -407,11 +419,17 @@ impl DiskWorker for Worker {
         control: Arc<Control>,
     ) -> BoxFuture<'static, Result<TaskResult, Failure>> {
         let (at_work, most, go_on) = (self.at_work.clone(), self.most.clone(), self.go_on.clone());
+        let revoked = self.revoked.clone();
         async move {
             most.fetch_max(at_work.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
             let result = loop {
                 control.set_progress(1, 2);
-                if control.is_cancelled() {
+                if control.is_revoked() {
+                    revoked.fetch_add(1, Ordering::SeqCst);
+                    break Err(Failure::new("IoError", "the gate is closed"));
+                }
+                // A merge goes on to its end.
+                if control.is_cancelled() && task.spec.action != TaskAction::Merge {
                     break Err(Failure::new("Cancelled", "cancelled"));
                 }
                 if let Ok(permit) = go_on.try_acquire() {
@@ -647,4 +665,58 @@ async fn a_deleted_task_is_cancelled_at_work_and_before() {
         .await;
     }
     assert_eq!(host.worker.at_work.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_merge_goes_on_when_it_is_deleted_and_not_when_it_is_another_hosts() {
+    let host = TaskHost::start();
+    let mut merge = task("merge", EPOCH);
+    merge.spec.action = TaskAction::Merge;
+    host.apply(&merge).await;
+    eventually("it works", || {
+        host.worker.at_work.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    merge.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+    host.apply(&merge).await;
+    // One after the other: when this one is done, the job above has seen its change.
+    host.worker.go_on.add_permits(1);
+    eventually("it is done", || {
+        let last = host.api.of("merge").pop();
+        last.is_some_and(|report| report.state == TaskState::Succeeded)
+    })
+    .await;
+    assert_eq!(host.worker.revoked.load(Ordering::SeqCst), 0);
+    let mut lost = task("lost", EPOCH);
+    lost.spec.action = TaskAction::Merge;
+    host.apply(&lost).await;
+    eventually("it works", || {
+        host.worker.at_work.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    // Deleted first: it goes on, and still has to notice that it is lost.
+    lost.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+    host.apply(&lost).await;
+    if let Some(status) = &mut lost.status {
+        status.host = None;
+        status.order = None;
+    }
+    host.apply(&lost).await;
+    eventually("it is revoked", || {
+        host.worker.revoked.load(Ordering::SeqCst) == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn work_ends_when_the_api_says_that_the_task_is_another_hosts() {
+    let host = TaskHost::start();
+    let mut merge = task("merge", EPOCH);
+    merge.spec.action = TaskAction::Merge;
+    host.api.gone.store(true, Ordering::SeqCst);
+    host.apply(&merge).await;
+    eventually("it is revoked", || {
+        host.worker.revoked.load(Ordering::SeqCst) == 1
+    })
+    .await;
 }

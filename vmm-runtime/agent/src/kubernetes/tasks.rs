@@ -13,13 +13,17 @@ use serde_json::json;
 /// The tasks of one host.
 pub struct TaskClient {
     client: Client,
+    host: String,
 }
 
 impl TaskClient {
-    /// The tasks.
+    /// The tasks of `host`.
     #[must_use]
-    pub fn new(client: Client) -> Self {
-        Self { client }
+    pub fn new(client: Client, host: &str) -> Self {
+        Self {
+            client,
+            host: host.to_owned(),
+        }
     }
 
     fn api(&self, namespace: &str) -> Api<VirtualHardDiskTask> {
@@ -63,14 +67,68 @@ impl TaskApi for TaskClient {
             {
                 Ok(_) => Ok(()),
                 Err(error) if has_code(&error, 404) => Err(TaskWriteError::Gone),
-                // Another object of that name, or one that changed at that moment.
-                Err(error) if has_code(&error, 409) => match self.read(key).await {
-                    Ok(None) => Err(TaskWriteError::Gone),
-                    _ => Err(TaskWriteError::Failed(describe(&error))),
-                },
+                // Another object of that name, or one that changed at that moment; or one that is no longer this host's.
+                Err(error) if has_code(&error, 409) || has_code(&error, 403) => {
+                    let found = self.read(key).await;
+                    Err(refused(found, &self.host, describe(&error)))
+                }
                 Err(error) => Err(TaskWriteError::Failed(describe(&error))),
             }
         }
         .boxed()
+    }
+}
+
+/// What it means that a report was refused, given the task as it is now.
+fn refused(
+    found: Result<Option<VirtualHardDiskTask>, String>,
+    host: &str,
+    error: String,
+) -> TaskWriteError {
+    let is_mine = |task: &VirtualHardDiskTask| {
+        let status = task.status.as_ref();
+        status.and_then(|s| s.host.as_deref()) == Some(host)
+    };
+    match found {
+        Ok(found) if !found.as_ref().is_some_and(is_mine) => TaskWriteError::Gone,
+        _ => TaskWriteError::Failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use paddock_crds::{
+        VirtualHardDiskTaskSpec, VirtualHardDiskTaskStatus, reference::LocalReference,
+        virtual_hard_disk_task::TaskAction,
+    };
+
+    fn task(host: Option<&str>) -> VirtualHardDiskTask {
+        let spec = VirtualHardDiskTaskSpec {
+            action: TaskAction::Merge,
+            virtual_hard_disk_ref: LocalReference { name: "d".into() },
+            size: None,
+            shrink: None,
+            precompact: None,
+            target: None,
+            format: None,
+        };
+        let mut task = VirtualHardDiskTask::new("t", spec);
+        task.status = Some(VirtualHardDiskTaskStatus {
+            host: host.map(Into::into),
+            ..VirtualHardDiskTaskStatus::default()
+        });
+        task
+    }
+
+    #[test]
+    fn a_task_of_another_host_or_none_is_gone() {
+        let refused = |found| refused(found, "me", "403".to_owned());
+        let failed = || TaskWriteError::Failed("403".to_owned());
+        assert_eq!(refused(Ok(None)), TaskWriteError::Gone);
+        assert_eq!(refused(Ok(Some(task(None)))), TaskWriteError::Gone);
+        assert_eq!(refused(Ok(Some(task(Some("you"))))), TaskWriteError::Gone);
+        assert_eq!(refused(Ok(Some(task(Some("me"))))), failed());
+        assert_eq!(refused(Err("no answer".to_owned())), failed());
     }
 }

@@ -16,6 +16,7 @@ use paddock_crds::{
     VirtualHardDiskTask,
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
+use paddock_vhd::Gate;
 use serde::Serialize;
 use std::{
     collections::{HashMap, HashSet},
@@ -96,14 +97,45 @@ pub trait TaskApi: Send + Sync + 'static {
 }
 
 /// How a job and its work talk while the work goes on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Control {
     cancelled: AtomicBool,
+    gate: Gate,
     percent: AtomicU8,
     beat: AtomicU64,
 }
 
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            cancelled: AtomicBool::default(),
+            gate: Gate::open(),
+            percent: AtomicU8::default(),
+            beat: AtomicU64::default(),
+        }
+    }
+}
+
 impl Control {
+    /// What changes of the disk in place have to pass.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
+    }
+
+    /// The task is not this host's any more, so the disk may be another's: nothing is written from here on, whatever
+    /// that leaves half done.
+    pub fn revoke(&self) {
+        self.cancel();
+        self.gate.close();
+    }
+
+    /// Whether the work was revoked.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        !self.gate.is_open()
+    }
+
     /// Whether the work should end early.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
@@ -271,8 +303,10 @@ async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
     let outcome = loop {
         tokio::select! {
             outcome = &mut work => break outcome,
-            changed = latest.changed(), if !control.is_cancelled() => {
-                if is_deleted(&mut latest) || changed.is_err() {
+            changed = latest.changed(), if !control.is_revoked() => {
+                if changed.is_err() || is_lost(&mut latest, &world.host) {
+                    control.revoke();
+                } else if is_deleted(&mut latest) {
                     control.cancel();
                 }
             }
@@ -281,10 +315,12 @@ async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
                 if let Some(told) = due {
                     // The next one says more; nothing depends on this one.
                     let report = running(told, &lane);
-                    if let Ok(Err(TaskWriteError::Failed(error))) =
-                        tokio::time::timeout(CALL_LIMIT, world.api.report(&key, &report)).await
-                    {
-                        warn!(task = %key.name, %error, "progress was not written");
+                    match tokio::time::timeout(CALL_LIMIT, world.api.report(&key, &report)).await {
+                        Ok(Err(TaskWriteError::Gone)) => control.revoke(),
+                        Ok(Err(TaskWriteError::Failed(error))) => {
+                            warn!(task = %key.name, %error, "progress was not written");
+                        }
+                        Ok(Ok(())) | Err(_) => {}
                     }
                 }
             }
@@ -351,6 +387,17 @@ async fn its_turn(
 fn is_deleted(latest: &mut Latest) -> bool {
     match latest.borrow_and_update().as_ref() {
         Some(task) => task.metadata.deletion_timestamp.is_some(),
+        None => true,
+    }
+}
+
+/// Whether the task is gone, or another host's.
+fn is_lost(latest: &mut Latest, host: &str) -> bool {
+    match latest.borrow_and_update().as_ref() {
+        Some(task) => {
+            let status = task.status.as_ref();
+            status.and_then(|status| status.host.as_deref()) != Some(host)
+        }
         None => true,
     }
 }

@@ -12,8 +12,8 @@ use paddock_crds::{
     virtual_hard_disk_task::{Shrink, TaskResult},
 };
 use paddock_vhd::{
-    Gate, MergeOptions, OpenErrorKind, ResizeOptions, commit_undo as commit,
-    discard_undo as discard, merge as merge_disk, remove, resize as resize_disk,
+    MergeOptions, OpenErrorKind, ResizeOptions, commit_undo as commit, discard_undo as discard,
+    merge as merge_disk, remove, resize as resize_disk,
 };
 
 pub(super) fn delete(job: &Job<'_>) -> Result<TaskResult, Failure> {
@@ -47,7 +47,7 @@ pub(super) fn resize(job: &Job<'_>) -> Result<TaskResult, Failure> {
         search: job.pools.search(&job.order.parents)?,
     };
     let progress = &mut job.progress();
-    resize_disk(&at.pool, at.path, Gate::open(), &options, progress)
+    resize_disk(&at.pool, at.path, job.control.gate(), &options, progress)
         .map_err(|error| at.named(from_operation(&error)))?;
     look(&at)
 }
@@ -66,7 +66,7 @@ pub(super) fn merge(job: &Job<'_>) -> Result<TaskResult, Failure> {
         ..MergeOptions::default()
     };
     let progress = &mut job.steady_progress();
-    match merge_disk(&at.pool, at.path, Gate::open(), &options, progress) {
+    match merge_disk(&at.pool, at.path, job.control.gate(), &options, progress) {
         Ok(_) => look(&parent),
         // An agent that was at work on it has removed it, and did not come to tell.
         Err(error) if job.begun && is_missing(&error) => look(&parent),
@@ -82,7 +82,7 @@ pub(super) fn commit_undo(job: &Job<'_>) -> Result<TaskResult, Failure> {
     parents.extend(job.order.parents.iter().cloned());
     let search = job.pools.search(&parents)?;
     let progress = &mut job.steady_progress();
-    match commit(&undo.pool, undo.path, Gate::open(), &search, progress) {
+    match commit(&undo.pool, undo.path, job.control.gate(), &search, progress) {
         Ok(_) => look(&file),
         Err(error) if is_missing(&error) => look(&file),
         Err(error) => Err(undo.named(from_operation(&error))),

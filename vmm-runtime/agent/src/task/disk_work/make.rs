@@ -16,8 +16,8 @@ use paddock_crds::{
 };
 use paddock_vhd::{
     ChildOptions, CloneOptions, ConvertOptions, CreateError, CreateOptions, DiskSize, DiskType,
-    Gate, ImportError, ImportOptions, OperationError, ResizeOptions, Vhd, VhdInfo, clone_disk,
-    convert, import_raw, resize,
+    ImportError, ImportOptions, OperationError, ResizeOptions, Vhd, VhdInfo, clone_disk, convert,
+    import_raw, resize,
 };
 
 /// An empty disk, or a differencing disk over the first of `parents`.
@@ -147,7 +147,7 @@ fn grow(job: &Job<'_>, at: &At<'_>) -> Result<(), Failure> {
         search: job.pools.search(&[])?,
     };
     let progress = &mut job.progress();
-    resize(&at.pool, at.path, Gate::open(), &options, progress)
+    resize(&at.pool, at.path, job.control.gate(), &options, progress)
         .map(drop)
         .map_err(|error| at.named(from_operation(&error)))
 }
