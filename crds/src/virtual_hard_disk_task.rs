@@ -288,4 +288,7 @@ pub struct TaskResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(max = 256)))]
     pub findings: Option<Vec<String>>,
+    /// Adopt: the highest disk epoch under which the file was opened before, as its lock file says. The disk's own epochs go on from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_epoch: Option<i64>,
 }

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 pub struct Pool {
     folder: Arc<OwnedFd>,
     path: PathBuf,
+    assigned: bool,
 }
 
 /// Why a pool, or a file in it, can't be used. Names the path.
@@ -86,7 +87,22 @@ impl Pool {
         Ok(Pool {
             folder: Arc::new(folder),
             path: path.to_owned(),
+            assigned: false,
         })
+    }
+
+    /// For a caller whom a cluster tells which disks it may open: the word
+    /// that no host has them of those that their lock files name. A host that
+    /// died with a disk then keeps nobody from it, as a parent too. Only the
+    /// epoch in the lock file still counts, see
+    /// [`OpenOptions::owner`](crate::OpenOptions::owner) and
+    /// [`claim`](crate::claim()).
+    #[must_use]
+    pub fn assigned(self) -> Pool {
+        Pool {
+            assigned: true,
+            ..self
+        }
     }
 
     /// The path by which the pool was opened.
@@ -151,6 +167,7 @@ impl Pool {
             folder,
             name,
             rel: rel.to_owned(),
+            assigned: self.assigned,
         })
     }
 
@@ -173,6 +190,7 @@ impl Pool {
             folder,
             name,
             rel: rel.to_owned(),
+            assigned: self.assigned,
         })
     }
 
@@ -202,12 +220,18 @@ pub(crate) struct Place {
     folder: OwnedFd,
     name: OsString,
     rel: PathBuf,
+    assigned: bool,
 }
 
 impl Place {
     /// The path relative to the pool, as the caller gave it.
     pub(crate) fn rel(&self) -> &Path {
         &self.rel
+    }
+
+    /// See [`Pool::assigned`].
+    pub(crate) fn is_assigned(&self) -> bool {
+        self.assigned
     }
 
     /// Another name in the same folder.
@@ -218,6 +242,7 @@ impl Place {
             folder,
             rel: self.rel.with_file_name(&name),
             name,
+            assigned: self.assigned,
         })
     }
 

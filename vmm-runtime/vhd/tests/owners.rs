@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use paddock_vhd::{
     Access, BlockDevice, ChildOptions, CompactOptions, CreateOptions, DiskSize, DiskType, Gate,
     LockInfo, LockOwner, OpenError, OpenErrorKind, OpenOptions, OperationError, Pool, Vhd, check,
-    compact, inspect, remove,
+    claim, compact, inspect, remove,
 };
 use uuid::Uuid;
 
@@ -296,6 +296,74 @@ fn a_parent_that_a_dead_host_has_is_refused_to_readers() {
         Err(OperationError::Open(error)) => assert_eq!(error.kind(), OpenErrorKind::InUse),
         result => panic!("{result:?}"),
     }
+}
+
+#[test]
+fn who_is_told_which_disks_it_may_open_needs_nobodys_return() {
+    let folder = Folder::new();
+    let options = ChildOptions::new();
+    let child = Vhd::create_child(
+        &folder.pool,
+        "child.vhd",
+        &folder.pool,
+        "disk.vhd",
+        &options,
+    );
+    child.unwrap().close().unwrap();
+    folder.crash("disk.vhd", &owner(5, "node-a"));
+    let pool = folder.pool.clone().assigned();
+    // As a parent, as a source, and to be removed.
+    let child = Vhd::open(&pool, "child.vhd", READING, Gate::open()).unwrap();
+    child.close().unwrap();
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let search = paddock_vhd::ParentSearch::new();
+    check(&pool, "disk.vhd", &search, go_on).unwrap();
+    // An epoch is still an epoch.
+    let open = |owner: LockOwner| {
+        OpenOptions::new(WRITING)
+            .owner(owner)
+            .open(&pool, "disk.vhd")
+    };
+    for stale in [owner(4, "node-a"), owner(5, "node-b")] {
+        assert_eq!(open(stale).unwrap_err().kind(), OpenErrorKind::InUse);
+    }
+    remove(&pool, "child.vhd").unwrap();
+    remove(&pool, "disk.vhd").unwrap();
+}
+
+#[test]
+fn a_claim_ends_what_was_before_it() {
+    let folder = Folder::new();
+    let dead = owner(5, "node-a");
+    folder.crash("disk.vhd", &dead);
+    let claim = |owner: &LockOwner| claim(&folder.pool, "disk.vhd", owner);
+    for stale in [owner(4, "node-b"), owner(5, "node-b")] {
+        assert_eq!(claim(&stale).unwrap_err().kind(), OpenErrorKind::InUse);
+    }
+    let next = owner(6, "node-b");
+    claim(&next).unwrap();
+    // Again, as after a crash of its work.
+    claim(&next).unwrap();
+    let lock = inspect(&folder.pool, "disk.vhd").unwrap().lock;
+    assert_eq!((lock.disk_epoch, lock.host), (Some(6), None));
+    folder.open(WRITING, None).unwrap().close().unwrap();
+    folder.refusal(WRITING, Some(&dead));
+    let other = claim(&owner(7, "node-a"));
+    other.unwrap();
+    let reader = folder.open(READING, None).unwrap();
+    assert_eq!(
+        claim(&owner(8, "node-a")).unwrap_err().kind(),
+        OpenErrorKind::InUse
+    );
+    drop(reader);
+    // What it is, is not asked; that it is there, is.
+    std::fs::write(folder.path("disk.vhd"), "damaged").unwrap();
+    claim(&owner(8, "node-a")).unwrap();
+    std::fs::remove_file(folder.path("disk.vhd")).unwrap();
+    assert_eq!(
+        claim(&owner(9, "node-a")).unwrap_err().kind(),
+        OpenErrorKind::NotFound
+    );
 }
 
 #[test]

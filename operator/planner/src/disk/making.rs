@@ -131,6 +131,8 @@ impl Draft<'_> {
         }
         let to = &mut self.plan.status;
         to.file = Some(bound_file(&order.file));
+        // An adopted file may have been another disk's: its hosts refuse lower epochs.
+        to.disk_epoch = to.disk_epoch.max(result.disk_epoch.unwrap_or(0));
         to.disk_type = found;
         to.parent_files = order.parents.iter().map(bound_file).collect();
         to.lineage = Vec::new();

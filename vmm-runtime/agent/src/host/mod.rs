@@ -9,7 +9,7 @@ pub mod topology;
 pub mod uplinks;
 
 use crate::instance::core::Failure;
-use paddock_crds::HostSpec;
+use paddock_crds::{HostSpec, host::PoolScope};
 use std::{path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 
@@ -35,6 +35,13 @@ pub fn pool_path(spec: &HostSpec, pool: &str) -> Result<PathBuf, Failure> {
                 ),
             )
         })
+}
+
+/// Whether hosts share a pool.
+#[must_use]
+pub fn is_shared(spec: &HostSpec, pool: &str) -> bool {
+    let mut pools = spec.pools.iter();
+    pools.any(|found| found.name == pool && found.scope == PoolScope::Shared)
 }
 
 /// The interface of an uplink.

@@ -47,6 +47,7 @@ fn pretend(task: &VirtualHardDiskTask) -> TaskResult {
         allocated_bytes: Some(0).filter(|_| has_file),
         disk_type: disk_type.filter(|_| makes_a_disk(task.spec.action)),
         findings: (task.spec.action == TaskAction::Check).then(Vec::new),
+        disk_epoch: None,
     }
 }
 

@@ -183,6 +183,9 @@ pub struct Disk {
     pub undo: Option<UndoDisk>,
     /// The epoch of the attachment that allows this run to open the disk.
     pub disk_epoch: u64,
+    /// On a folder that hosts share: as whom the disk is opened. It is refused to who comes with a lower epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<DiskOwner>,
     /// Never write.
     #[serde(default)]
     pub read_only: bool,
@@ -192,6 +195,16 @@ pub struct Disk {
     /// Place among the disks when the firmware looks for one to start from; disks without it come last.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub boot_index: Option<u32>,
+}
+
+/// Who opens a disk on a folder that hosts share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DiskOwner {
+    /// The host's name in the cluster: 1 to 253 printable ASCII characters.
+    pub host: String,
+    /// Identity of the host's boot.
+    pub boot_id: uuid::Uuid,
 }
 
 /// A differencing disk over a disk, which takes all that is written.

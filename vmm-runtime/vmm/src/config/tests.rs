@@ -13,7 +13,7 @@ fn valid() -> Value {
             {"name": "data", "bus": "SCSI", "controller": 3, "unit": 6, "pool": "/p", "path": "a/data.vhd",
              "diskEpoch": 2, "readOnly": true, "serial": "S 1"},
             {"name": "root", "bus": "IDE", "unit": 0, "pool": "/p", "path": "root.vhd", "diskEpoch": 1,
-             "bootIndex": 4}
+             "owner": {"host": "node-a", "bootId": "00000000-0000-4000-8000-0000000000b0"}, "bootIndex": 4}
         ],
         "networkAdapters": [{"name": "lan", "mac": "02:00:5E:00:00:ff", "tap": "pdt0123456789a", "model": "E1000"}],
         "console": {"logBytes": 4096}, "runDirectory": "/run/paddock/vms/6f1c",
@@ -67,6 +67,17 @@ fn a_valid_one_is_taken_over_as_it_is() {
             }
         )
     );
+    let boot = uuid::Uuid::from_u128(0x4000_8000_0000_0000_00b0);
+    assert_eq!(
+        (root.owner.clone(), data.owner.clone()),
+        (
+            Some(paddock_vhd::LockOwner::new(1, "node-a", boot).unwrap()),
+            None
+        )
+    );
+    let error = refused(|config| config["disks"][1]["owner"]["host"] = json!("node a"));
+    let error = error.to_string();
+    assert!(error.contains("disks[root].owner.host"), "{error}");
     // No CD drive; root has an index, data has none; then the network.
     let [lan] = config.network_adapters() else {
         panic!()

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use paddock_vhd::LockOwner;
+
 use super::checks::{
     absolute, command_line, device_name, in_range, mac, malformed, pool_file, text,
 };
@@ -62,6 +64,7 @@ pub struct ValidDisk {
     pub(crate) parents: Vec<PoolFile>,
     pub(crate) undo: Option<(PoolFile, MissingUndo)>,
     pub(crate) disk_epoch: u64,
+    pub(crate) owner: Option<LockOwner>,
     pub(crate) read_only: bool,
     pub(crate) serial: String,
     /// Position in the firmware's order over all devices; `None`: not tried.
@@ -433,6 +436,16 @@ fn valid_disks(disks: Vec<Disk>) -> Result<Vec<(ValidDisk, Option<u32>)>, Config
             });
         }
         let disk_epoch = disk.disk_epoch;
+        let owner = disk.owner.map(|owner| {
+            LockOwner::new(disk_epoch, owner.host.clone(), owner.boot_id).map_err(|_| {
+                malformed(
+                    field("owner.host"),
+                    &owner.host,
+                    "1 to 253 printable ASCII characters, and no spaces",
+                )
+            })
+        });
+        let owner = owner.transpose()?;
         valid.push((
             ValidDisk {
                 name,
@@ -441,6 +454,7 @@ fn valid_disks(disks: Vec<Disk>) -> Result<Vec<(ValidDisk, Option<u32>)>, Config
                 parents,
                 undo,
                 disk_epoch,
+                owner,
                 read_only: disk.read_only,
                 serial: disk.serial,
                 boot_position: None,

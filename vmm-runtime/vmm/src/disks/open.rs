@@ -4,8 +4,8 @@ use std::fmt::Display;
 use std::path::Path;
 
 use paddock_vhd::{
-    Access, BlockDevice, ChildOptions, Gate, OpenError, OpenErrorKind, OperationError,
-    ParentSearch, Pool, Vhd, inspect, start_undo,
+    Access, BlockDevice, ChildOptions, Gate, OpenError, OpenErrorKind,
+    OpenOptions, OperationError, ParentSearch, Pool, Vhd, inspect, start_undo,
 };
 use tracing::info;
 
@@ -35,7 +35,8 @@ pub(super) fn open(disk: &ValidDisk) -> Result<Opened, NotOpened> {
             } else {
                 Access::ReadWrite
             };
-            let vhd = Vhd::open_with(&pool, path, access, gate.clone(), &search(disk)?)
+            let vhd = options(disk, access, gate.clone(), search(disk)?)
+                .open(&pool, path)
                 .map_err(|error| not_opened(disk, &disk.file, &error))?;
             (vhd, pool)
         }
@@ -55,6 +56,15 @@ pub(super) fn open(disk: &ValidDisk) -> Result<Opened, NotOpened> {
         gate,
         grows_in,
     })
+}
+
+/// How a disk, or the undo disk over it, is opened: on a folder that hosts share as its owner.
+fn options(disk: &ValidDisk, access: Access, gate: Gate, search: ParentSearch) -> OpenOptions {
+    let options = OpenOptions::new(access).gate(gate).search(search);
+    match &disk.owner {
+        Some(owner) => options.owner(owner.clone()),
+        None => options,
+    }
 }
 
 fn open_undo(
@@ -101,7 +111,8 @@ fn open_undo(
     let search = search
         .root(base.clone())
         .folder(base.clone(), folder(&disk.file.path));
-    let vhd = Vhd::open_with(&undo_pool, &undo.path, Access::ReadWrite, gate, &search)
+    let vhd = options(disk, Access::ReadWrite, gate, search)
+        .open(&undo_pool, &undo.path)
         .map_err(|error| failed(&error))?;
     Ok((vhd, undo_pool))
 }
@@ -128,8 +139,10 @@ fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }
 
+/// The pool of a file. The agent was told that no other host has it: what one that died has left there does not count.
 fn pool(disk: &ValidDisk, file: &PoolFile) -> Result<Pool, NotOpened> {
     Pool::open(&file.pool)
+        .map(Pool::assigned)
         .map_err(|error| NotOpened::new(EndReason::DiskNotOpened, describe(disk, file, &error)))
 }
 

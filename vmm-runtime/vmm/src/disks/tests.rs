@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use paddock_vhd::{
-    BlockDevice, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, IoErrorKind, ParentSearch,
-    Pool, Vhd, commit_undo, discard_undo,
+    BlockDevice, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, IoError,
+    IoErrorKind, LockOwner, ParentSearch, Pool, Vhd, commit_undo, discard_undo,
 };
 
 use super::open::{Opened, open};
@@ -56,6 +56,7 @@ impl World {
             parents: vec![],
             undo: None,
             disk_epoch: 1,
+            owner: None,
             read_only: false,
             serial: String::new(),
             boot_position: None,
@@ -211,4 +212,74 @@ fn a_disk_in_use_is_said_with_and_without_undo() {
     }
     drop(held);
     assert!(!Path::new(&world.folder("a").join("vm/d.vud")).exists());
+}
+
+fn owner(disk_epoch: u64, host: &str) -> LockOwner {
+    LockOwner::new(disk_epoch, host, uuid::Uuid::new_v4()).unwrap()
+}
+
+/// As a host leaves a disk that it dies with.
+fn crash(opened: Opened) {
+    opened.vhd.write_at(&[3; 8], 0).unwrap();
+    opened.vhd.flush().unwrap();
+    opened.gate.close();
+    assert!(opened.vhd.close().is_err());
+}
+
+#[test]
+fn a_disk_that_hosts_share_goes_to_the_highest_epoch() {
+    let world = World::new();
+    let at = |disk_epoch, host| ValidDisk {
+        disk_epoch,
+        owner: Some(owner(disk_epoch, host)),
+        ..world.disk("a", "base.vhd")
+    };
+    crash(open(&at(5, "node-a")).unwrap());
+    for stale in [at(4, "node-b"), at(5, "node-b")] {
+        let (reason, message) = refusal(&stale);
+        assert_eq!(reason, EndReason::DiskInUse);
+        assert!(message.contains("node-a"), "{message}");
+    }
+    // Itself after its next boot, and whoever it is given to then.
+    crash(open(&at(5, "node-a")).unwrap());
+    let opened = open(&at(6, "node-b")).unwrap();
+    assert_eq!(start(&opened), [3; 8]);
+    opened.vhd.close().unwrap();
+    let (reason, _) = refusal(&at(5, "node-a"));
+    assert_eq!(reason, EndReason::DiskInUse);
+}
+
+#[test]
+fn an_undo_disk_that_hosts_share_goes_to_the_highest_epoch() {
+    let world = World::new();
+    let at = |disk_epoch, host| ValidDisk {
+        disk_epoch,
+        owner: Some(owner(disk_epoch, host)),
+        ..world.with_undo(MissingUndo::Create)
+    };
+    crash(open(&at(5, "node-a")).unwrap());
+    assert_eq!(refusal(&at(5, "node-b")).0, EndReason::DiskInUse);
+    let opened = open(&at(6, "node-b")).unwrap();
+    assert_eq!(start(&opened), [3; 8]);
+}
+
+#[test]
+fn what_a_dead_host_has_left_keeps_nobody_from_reading_a_parent() {
+    let world = World::new();
+    let (a, b) = (world.pool("a"), world.pool("b"));
+    let options = ChildOptions::new();
+    let child = Vhd::create_child(&b, "child.vhd", &a, "base.vhd", &options).unwrap();
+    child.close().unwrap();
+    let dead = ValidDisk {
+        owner: Some(owner(5, "node-a")),
+        ..world.disk("a", "base.vhd")
+    };
+    let opened = open(&dead).unwrap();
+    opened.gate.close();
+    assert!(opened.vhd.close().is_err());
+    let child = ValidDisk {
+        parents: vec![world.file("a", "base.vhd")],
+        ..world.disk("b", "child.vhd")
+    };
+    assert_eq!(start(&open(&child).unwrap()), [1; 8]);
 }

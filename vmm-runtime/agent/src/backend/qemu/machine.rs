@@ -18,10 +18,11 @@ use paddock_vhd::{
     OpenError, OpenErrorKind, ParentSearch, Pool, PoolError, inspect, inspect_chain,
 };
 use paddock_vmm::config::{
-    Accelerator, Boot, BootDevice, CONFIG_VERSION, Console, Disk, DiskBus, Kernel,
+    Accelerator, Boot, BootDevice, CONFIG_VERSION, Console, Disk, DiskBus, DiskOwner, Kernel,
     MAX_IDE_DISK_BYTES, Machine, MissingUndo, NetworkAdapter, Qemu, UndoDisk, VmConfig,
 };
 use std::path::{Path, PathBuf};
+use uuid::Uuid;
 
 /// Longest serial number that virtio-blk and ATA hold, in bytes.
 const MAX_SERIAL: usize = 20;
@@ -60,6 +61,8 @@ pub struct Circumstances<'a> {
     pub user: u32,
     /// Its group.
     pub group: u32,
+    /// Identity of the running boot.
+    pub boot_id: Uuid,
 }
 
 /// The configuration of an instance.
@@ -114,7 +117,13 @@ pub fn config(order: &StartOrder, with: &Circumstances<'_>) -> Result<VmConfig, 
             .disks
             .iter()
             .zip(0..)
-            .map(|(described, index)| disk(with.host, described, index))
+            .map(|(described, index)| {
+                let owner = DiskOwner {
+                    host: spec.host.clone(),
+                    boot_id: with.boot_id,
+                };
+                disk(with.host, described, index, owner)
+            })
             .collect::<Result<_, _>>()?,
         network_adapters: machine
             .network_adapters
@@ -145,7 +154,12 @@ pub fn config(order: &StartOrder, with: &Circumstances<'_>) -> Result<VmConfig, 
     })
 }
 
-fn disk(host: &HostSpec, disk: &InstanceDisk, index: u32) -> Result<Disk, Failure> {
+fn disk(
+    host: &HostSpec,
+    disk: &InstanceDisk,
+    index: u32,
+    owner: DiskOwner,
+) -> Result<Disk, Failure> {
     let number = |value: i32| u32::try_from(value).unwrap_or(u32::MAX);
     let mut serial = disk.name.clone();
     serial.truncate(MAX_SERIAL);
@@ -179,6 +193,8 @@ fn disk(host: &HostSpec, disk: &InstanceDisk, index: u32) -> Result<Disk, Failur
             }),
         },
         disk_epoch: u64::try_from(disk.disk_epoch).unwrap_or_default(),
+        // The undo disk is in the same pool.
+        owner: host::is_shared(host, &disk.file.pool).then_some(owner),
         read_only: false,
         serial,
         boot_index: Some(index),
@@ -299,4 +315,42 @@ fn named(
 fn open_pool(host: &HostSpec, name: &str) -> Result<Pool, Failure> {
     Pool::open(host::pool_path(host, name)?)
         .map_err(|error| Failure::new("PoolUnavailable", format!("pool {name}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use paddock_crds::host::{Pool as HostPool, PoolScope};
+
+    #[test]
+    fn a_disk_that_hosts_share_is_opened_as_its_owner() {
+        let pool = |name: &str, scope| HostPool {
+            name: name.to_owned(),
+            path: format!("/{name}"),
+            scope,
+            kinds: vec![],
+        };
+        let host = HostSpec {
+            pools: vec![
+                pool("own", PoolScope::Local),
+                pool("all", PoolScope::Shared),
+            ],
+            ..HostSpec::default()
+        };
+        let owner = DiskOwner {
+            host: "host-a".to_owned(),
+            boot_id: Uuid::from_u128(7),
+        };
+        let described = |pool: &str| {
+            let json = serde_json::json!({
+                "name": "d", "virtualHardDisk": "d", "bus": "Virtio", "controller": 0, "unit": 0, "diskEpoch": 5,
+                "file": {"pool": pool, "path": "d.vhd"},
+            });
+            serde_json::from_value::<InstanceDisk>(json).unwrap()
+        };
+        let shared = disk(&host, &described("all"), 0, owner.clone()).unwrap();
+        assert_eq!((shared.disk_epoch, shared.owner), (5, Some(owner.clone())));
+        let local = disk(&host, &described("own"), 0, owner).unwrap();
+        assert_eq!((local.disk_epoch, local.owner), (5, None));
+    }
 }

@@ -23,6 +23,7 @@ use paddock_crds::{
     HostSpec,
     virtual_machine_instance::{Power, VirtualMachineInstanceStatus},
 };
+use paddock_vhd::LockOwner;
 use paddock_vmm::{
     api::{self, ErrorReason, PowerRequest},
     client::{ClientError, VmmClient},
@@ -39,6 +40,7 @@ use std::{
 use tokio::sync::watch;
 use tracing::warn;
 use users::Users;
+use uuid::Uuid;
 
 /// A running process answers within this time, or it counts as hung.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -69,13 +71,14 @@ pub struct QemuBackend {
     file_checks: FileChecks,
     spec: SpecReceiver,
     verdict: watch::Receiver<Option<Verdict>>,
+    boot_id: Uuid,
 }
 
 impl QemuBackend {
     /// A backend for this host.
     ///
     /// # Errors
-    /// When cgroups or the run folder cannot be used.
+    /// When cgroups, the run folder or the boot's identity cannot be used.
     pub fn new(
         paths: Paths,
         networks: Networks,
@@ -91,6 +94,7 @@ impl QemuBackend {
             file_checks: FileChecks::default(),
             spec,
             verdict,
+            boot_id: LockOwner::this_boot()?,
         })
     }
 
@@ -257,6 +261,7 @@ impl QemuBackend {
                 qemu: &self.paths.qemu,
                 user,
                 group,
+                boot_id: self.boot_id,
             },
         )?;
         let instance = &order.instance;

@@ -2,7 +2,7 @@
 
 use super::{
     Job, bytes,
-    failure::{from_open, from_operation},
+    failure::{from_open, from_operation, refused},
     pools::At,
 };
 use crate::instance::{core::Failure, status::shorten};
@@ -14,8 +14,23 @@ const MAX_FINDINGS: usize = 16;
 /// Longest finding, in bytes: the CRD's bound is in characters, which are no shorter.
 const MAX_FINDING: usize = 256;
 
+/// The highest disk epoch that is believed of a lock file: no disk comes so far, and more can follow it.
+const MAX_EPOCH: u64 = 1 << 48;
+
 pub(super) fn adopt(job: &Job<'_>) -> Result<TaskResult, Failure> {
-    look(&job.pools.at(&job.order.file)?)
+    let at = job.pools.at(&job.order.file)?;
+    let found = inspect(&at.pool, at.path).map_err(|error| at.named(from_open(&error)))?;
+    let epoch = found.lock.disk_epoch;
+    if let Some(epoch) = epoch.filter(|epoch| *epoch > MAX_EPOCH) {
+        let path = at.path.display();
+        return Err(at.named(refused(format!(
+            "{path}: its lock file says that it was opened in disk epoch {epoch}, expected at most {MAX_EPOCH}: if no host has the disk, remove {path}.lock"
+        ))));
+    }
+    Ok(TaskResult {
+        disk_epoch: epoch.and_then(bytes),
+        ..describe(&found)
+    })
 }
 
 /// What the file of a disk is now.
@@ -37,6 +52,7 @@ pub(super) fn describe(found: &VhdInfo) -> TaskResult {
             _ => virtual_hard_disk::DiskType::Dynamic,
         }),
         findings: None,
+        disk_epoch: None,
     }
 }
 

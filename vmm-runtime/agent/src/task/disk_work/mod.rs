@@ -7,6 +7,7 @@
 //! under the file's lock; a merge and a change of size take up what was begun.
 
 mod change;
+mod claim;
 mod failure;
 mod look;
 mod make;
@@ -139,6 +140,8 @@ fn perform(
         control,
         begun: status.is_some_and(|status| status.state == TaskState::Running),
     };
+    let name = status.and_then(|status| status.host.as_deref());
+    claim::claim(&job, task.spec.action, name.unwrap_or_default())?;
     match task.spec.action {
         TaskAction::Create => make::create(&job),
         TaskAction::Import => make::import(&job),

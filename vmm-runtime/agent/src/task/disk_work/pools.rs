@@ -24,8 +24,15 @@ impl<'a> Pools<'a> {
 
     pub fn open(&self, name: &str) -> Result<Pool, Failure> {
         let path = host::pool_path(self.0, name)?;
+        // The operator knows that no other host has the disks of a task: what one that died has left does not count.
         Pool::open(&path)
+            .map(Pool::assigned)
             .map_err(|error| Failure::new("PoolUnavailable", format!("pool {name}: {error}")))
+    }
+
+    /// Whether hosts share a pool.
+    pub fn is_shared(&self, name: &str) -> bool {
+        host::is_shared(self.0, name)
     }
 
     pub fn at<'f>(&self, file: &'f PoolFile) -> Result<At<'f>, Failure> {
