@@ -190,6 +190,8 @@ pub enum EndReason {
     ParentChanged,
     /// The undo disk that has a guest's changes is not there.
     UndoDiskNotFound,
+    /// A pool has no room for what opening a disk writes.
+    PoolFull,
     /// A disk does not fit on its bus.
     DiskTooLargeForBus,
     /// The kernel or the initial ramdisk could not be read.

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use paddock_vhd::{
-    Access, BlockDevice, ChildOptions, Gate, OpenError, OpenErrorKind,
+    Access, BlockDevice, ChildOptions, CreateError, Gate, IoError, OpenError, OpenErrorKind,
     OpenOptions, OperationError, ParentSearch, Pool, Vhd, inspect, start_undo,
 };
 use tracing::info;
@@ -100,13 +100,7 @@ fn open_undo(
                     source,
                 })
             })
-            .map_err(|error| match &error {
-                OperationError::Open(error)
-                | OperationError::Create(paddock_vhd::CreateError::Parent(error)) => {
-                    not_opened(disk, &disk.file, error)
-                }
-                _ => NotOpened::new(EndReason::DiskNotOpened, describe(disk, undo, &error)),
-            })?;
+            .map_err(|error| not_started(disk, undo, &error))?;
     }
     let search = search
         .root(base.clone())
@@ -146,9 +140,27 @@ fn pool(disk: &ValidDisk, file: &PoolFile) -> Result<Pool, NotOpened> {
         .map_err(|error| NotOpened::new(EndReason::DiskNotOpened, describe(disk, file, &error)))
 }
 
+/// Why the undo disk could not be made.
+pub(super) fn not_started(disk: &ValidDisk, undo: &PoolFile, error: &OperationError) -> NotOpened {
+    let reason = match error {
+        OperationError::Open(error) | OperationError::Create(CreateError::Parent(error)) => {
+            return not_opened(disk, &disk.file, error);
+        }
+        OperationError::NoSpace { .. }
+        | OperationError::Create(CreateError::NoSpace { .. })
+        | OperationError::Io {
+            source: IoError::NoSpace { .. },
+            ..
+        } => EndReason::PoolFull,
+        _ => EndReason::DiskNotOpened,
+    };
+    NotOpened::new(reason, describe(disk, undo, error))
+}
+
 fn not_opened(disk: &ValidDisk, file: &PoolFile, error: &OpenError) -> NotOpened {
     let reason = match error.kind() {
         OpenErrorKind::InUse => EndReason::DiskInUse,
+        OpenErrorKind::NoSpace => EndReason::PoolFull,
         OpenErrorKind::ParentNotFound | OpenErrorKind::ParentMismatch => EndReason::ParentNotFound,
         OpenErrorKind::ParentChanged => EndReason::ParentChanged,
         _ => EndReason::DiskNotOpened,

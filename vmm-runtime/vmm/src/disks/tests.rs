@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use paddock_vhd::{
-    BlockDevice, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, IoError,
-    IoErrorKind, LockOwner, ParentSearch, Pool, Vhd, commit_undo, discard_undo,
+    BlockDevice, ChildOptions, CreateError, CreateOptions, DiskSize, DiskType, Gate, IoError,
+    IoErrorKind, LockOwner, OperationError, ParentSearch, Pool, Vhd, commit_undo, discard_undo,
 };
 
-use super::open::{Opened, open};
+use super::open::{Opened, not_started, open};
 use crate::api::EndReason;
 use crate::config::{DiskSlot, MissingUndo, PoolFile, ValidDisk};
 
@@ -282,4 +282,43 @@ fn what_a_dead_host_has_left_keeps_nobody_from_reading_a_parent() {
         ..world.disk("b", "child.vhd")
     };
     assert_eq!(start(&open(&child).unwrap()), [1; 8]);
+}
+
+#[test]
+fn no_room_for_an_undo_disk_is_a_full_pool() {
+    let world = World::new();
+    let disk = world.disk("a", "base.vhd");
+    let undo = world.file("a", "d.vud");
+    let path = PathBuf::from("d.vud");
+    let full = [
+        OperationError::NoSpace {
+            path: path.clone(),
+            need: 2,
+            have: 1,
+        },
+        OperationError::Create(CreateError::NoSpace {
+            path: path.clone(),
+            need: 2,
+            have: 1,
+        }),
+        OperationError::Io {
+            path: path.clone(),
+            source: IoError::NoSpace {
+                disk: "d.vud".into(),
+                operation: "write",
+                reason: "full".into(),
+            },
+        },
+    ];
+    for error in full {
+        let refused = not_started(&disk, &undo, &error);
+        assert_eq!(refused.reason, EndReason::PoolFull);
+        assert!(refused.message.contains("d.vud"), "{}", refused.message);
+    }
+    let other = OperationError::Io {
+        path,
+        source: IoError::GateClosed,
+    };
+    let refused = not_started(&disk, &undo, &other);
+    assert_eq!(refused.reason, EndReason::DiskNotOpened);
 }

@@ -173,6 +173,7 @@ pub fn end(result: Option<&RunResult>) -> End {
                 EndReason::ParentNotFound => "ParentNotFound",
                 EndReason::ParentChanged => "ParentChanged",
                 EndReason::UndoDiskNotFound => "UndoDiskNotFound",
+                EndReason::PoolFull => "PoolFull",
                 EndReason::DiskNotOpened => "DiskNotOpened",
                 EndReason::DiskNotFlushed => "DiskNotFlushed",
                 EndReason::KernelNotRead => "ImageNotFound",
@@ -220,6 +221,10 @@ mod tests {
             (
                 format!(r#"{{"outcome":"Failed","reason":"DiskInUse",{at}}}"#),
                 End::Failed(Failure::new("DiskInUse", "m")),
+            ),
+            (
+                format!(r#"{{"outcome":"Failed","reason":"PoolFull",{at}}}"#),
+                End::Failed(Failure::new("PoolFull", "m")),
             ),
             (
                 format!(r#"{{"outcome":"Failed","reason":"FromTheFuture",{at}}}"#),
