@@ -114,19 +114,19 @@ use serde::{Deserialize, Serialize};
     )
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("(self.type == 'Differencing') == has(self.parentRef)").message("parentRef is required with type Differencing, and belongs to no other").field_path(".parentRef"))]
-#[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.size)").message("a differencing disk has the size of its parent: remove size").field_path(".size"))]
-#[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.source)").message("a differencing disk starts with what its parent holds: remove source").field_path(".source"))]
-#[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("a differencing disk is made, not adopted: remove file.mode").field_path(".file.mode"))]
-#[x_kube(validation = Rule::new("self.type == oldSelf.type || self.type != 'Differencing'").message("a disk cannot become a differencing disk: make another with parentRef").field_path(".type"))]
+#[x_kube(validation = Rule::new("(has(self.type) && self.type == 'Differencing') == has(self.parentRef)").message("parentRef is required with type Differencing, and belongs to no other").field_path(".parentRef"))]
+#[x_kube(validation = Rule::new("!has(self.type) || self.type != 'Differencing' || !has(self.size)").message("a differencing disk has the size of its parent: remove size").field_path(".size"))]
+#[x_kube(validation = Rule::new("!has(self.type) || self.type != 'Differencing' || !has(self.source)").message("a differencing disk starts with what its parent holds: remove source").field_path(".source"))]
+#[x_kube(validation = Rule::new("!has(self.type) || self.type != 'Differencing' || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("a differencing disk is made, not adopted: remove file.mode").field_path(".file.mode"))]
+#[x_kube(validation = Rule::new("!has(self.type) || self.type != 'Differencing' || (has(oldSelf.type) && oldSelf.type == 'Differencing')").message("a disk cannot become a differencing disk: make another with parentRef").field_path(".type"))]
 #[x_kube(validation = Rule::new("!has(self.parentRef) || !has(oldSelf.parentRef) || self.parentRef.name == oldSelf.parentRef.name").message("parentRef cannot be changed once the disk is made").field_path(".parentRef"))]
 #[x_kube(validation = Rule::new("has(self.source) == has(oldSelf.source)").message("source cannot be added or removed once the disk is made").field_path(".source"))]
 #[x_kube(validation = Rule::new("!has(self.source) || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("file.mode Adopt takes the file as it is: remove source").field_path(".source"))]
 #[x_kube(validation = Rule::new("!has(self.file) || !has(self.file.mode) || self.file.mode == 'Create' || has(self.file.path)").message("file.path is required with file.mode Adopt").field_path(".file.path"))]
 pub struct VirtualHardDiskSpec {
-    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes; Differencing holds what differs from its parent. A change between Fixed and Dynamic converts the disk, and one from Differencing to either (with parentRef removed and size given) makes a disk of its own of it; both while no machine uses it. Default: Dynamic.
-    #[serde(default, rename = "type")]
-    pub disk_type: DiskType,
+    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes; Differencing holds what differs from its parent. A disk of another type is converted, while no machine uses it: between Fixed and Dynamic, and from Differencing to either (with parentRef removed) to a disk of its own. Default: Dynamic; with file.mode Adopt the type that the file has.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "type")]
+    pub disk_type: Option<DiskType>,
     /// Size as the guest sees it, in bytes as a quantity: 3Mi to 2040Gi, a multiple of 512. Omitted: the size of the source, of the parent, or what the disk has. Raised: the disk grows while no machine uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("isQuantity(string(self)) && quantity(string(self)).isInteger() && quantity(string(self)).asInteger() >= 3145728 && quantity(string(self)).asInteger() <= 2190433320960 && quantity(string(self)).asInteger() % 512 == 0").message("size must be between 3Mi and 2040Gi, a multiple of 512 bytes, written without a decimal point, such as 10Gi"))]
@@ -151,6 +151,17 @@ pub struct VirtualHardDiskSpec {
     /// When unused space in the file is given back to the pool. Default: never.
     #[serde(default)]
     pub compaction: Compaction,
+}
+
+impl VirtualHardDiskSpec {
+    /// The type that the disk is to have; none where an adopted file keeps the type that it has.
+    #[must_use]
+    pub fn wanted_type(&self) -> Option<DiskType> {
+        match (self.disk_type, self.file.mode) {
+            (None, FileMode::Adopt) => None,
+            (given, _) => Some(given.unwrap_or_default()),
+        }
+    }
 }
 
 /// Whether a disk may be written.
@@ -218,7 +229,7 @@ pub struct DiskFile {
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(validation = Rule::new(PATH_RULE).message(PATH_MESSAGE))]
     pub path: Option<String>,
-    /// Create makes a new file and refuses one that exists; Adopt takes an existing VHD as it is. Default: Create.
+    /// Create makes a new file and refuses one that exists; Adopt takes an existing VHD as it is, unless another VirtualHardDisk has it; it is converted only if type is given. Default: Create.
     #[serde(default)]
     pub mode: FileMode,
 }

@@ -260,6 +260,43 @@ fn a_type_changes_but_never_to_differencing() {
 }
 
 #[test]
+fn a_disk_of_its_own_is_made_of_a_child_without_a_size() {
+    let child = json!({"type": "Differencing", "parentRef": {"name": "base"}});
+    let status = paddock_crds::VirtualHardDiskStatus {
+        size_bytes: Some(1 << 30),
+        ..Default::default()
+    };
+    let made = |spec: Value| {
+        let mut disk = disk(spec);
+        disk.status = Some(status.clone());
+        disk
+    };
+    let child = made(child);
+    for spec in [
+        json!({"type": "Fixed"}),
+        json!({"type": "Dynamic"}),
+        json!({}),
+    ] {
+        accepted(made(spec).validate_cel_update(&child));
+    }
+}
+
+#[test]
+fn an_adopted_disk_has_the_type_that_its_file_has_unless_another_is_asked_for() {
+    use paddock_crds::virtual_hard_disk::DiskType;
+    let adopt = json!({"path": "a.vhd", "mode": "Adopt"});
+    let plain = disk(json!({"file": adopt}));
+    let fixed = disk(json!({"file": adopt, "type": "Fixed"}));
+    accepted(plain.validate_cel());
+    accepted(fixed.validate_cel_update(&plain));
+    accepted(plain.validate_cel_update(&fixed));
+    assert_eq!(plain.spec.wanted_type(), None);
+    assert_eq!(fixed.spec.wanted_type(), Some(DiskType::Fixed));
+    let made = disk(json!({"size": "1Gi"}));
+    assert_eq!(made.spec.wanted_type(), Some(DiskType::Dynamic));
+}
+
+#[test]
 fn a_source_is_one_thing() {
     let image = json!({"pool": "images", "path": "a.img"});
     accepted(disk(json!({"source": {"image": image}})).validate_cel());

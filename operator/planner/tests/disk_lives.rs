@@ -182,11 +182,11 @@ impl World {
                 }
             }
             Op::Type(fixed) => {
-                life.disk.spec.disk_type = if *fixed {
+                life.disk.spec.disk_type = Some(if *fixed {
                     DiskType::Fixed
                 } else {
                     DiskType::Dynamic
-                };
+                });
             }
             Op::Machine(takes) => {
                 let ends = life.disk.metadata.deletion_timestamp.is_some();
@@ -292,7 +292,7 @@ proptest! {
         prop_assert!(disk.metadata.deletion_timestamp.is_none(), "a deletion does not end");
         let status = disk.status.as_ref().unwrap();
         prop_assert_eq!(&status.attachment, &None);
-        prop_assert_eq!(status.disk_type, Some(disk.spec.disk_type));
+        prop_assert_eq!(status.disk_type, disk.spec.wanted_type());
         prop_assert_eq!(&status.obsolete_files, &[]);
         let path = &status.file.as_ref().unwrap().path;
         prop_assert_eq!(world.files, BTreeSet::from([path.clone()]));

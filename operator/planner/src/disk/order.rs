@@ -66,7 +66,7 @@ impl Draft<'_> {
         if action == TaskAction::Adopt {
             return Ok((order, reach));
         }
-        order.disk_type = Some(spec.disk_type);
+        order.disk_type = Some(spec.wanted_type().unwrap_or_default());
         order.size_bytes = spec
             .size
             .as_ref()
@@ -133,7 +133,7 @@ impl Draft<'_> {
                     path: self.next_path(disk_epoch, "vhd"),
                 });
                 order.disk_type = match spec.action {
-                    TaskAction::Convert => Some(self.s.disk.spec.disk_type),
+                    TaskAction::Convert => self.s.disk.spec.wanted_type(),
                     _ => status.disk_type.or(Some(DiskType::Dynamic)),
                 };
                 order.precompact = spec.precompact.unwrap_or_default();

@@ -20,7 +20,7 @@ use paddock_crds::{
         condition::{HEALTHY, PROGRESSING, READY},
     },
     virtual_hard_disk::{
-        CompactionPolicy, DiskState, DiskType, FileMode, OwnerKind, Precompact, UndoState,
+        CompactionPolicy, DiskState, DiskType, OwnerKind, Precompact, UndoState,
     },
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
@@ -132,10 +132,9 @@ impl Draft<'_> {
             _ => {}
         }
         let actual = status.disk_type;
-        // An adopted file keeps the type that it has.
-        let converts =
-            spec.file.mode != FileMode::Adopt && spec.disk_type != DiskType::Differencing;
-        if converts && actual.is_some_and(|actual| actual != spec.disk_type) {
+        let wanted = spec.wanted_type();
+        let wanted = wanted.filter(|wanted| *wanted != DiskType::Differencing);
+        if wanted.is_some() && actual.is_some() && actual != wanted {
             return Some(self.task_spec(TaskAction::Convert));
         }
         let wanted = spec.size.as_ref().map(ByteQuantity::bytes);

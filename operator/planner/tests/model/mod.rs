@@ -18,7 +18,7 @@ use paddock_crds::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, Time, condition},
     virtual_hard_disk::{
-        Access, BoundFile, Compaction, DiskFile, DiskState, DiskType, FileMode, ReclaimPolicy,
+        Access, BoundFile, Compaction, DiskFile, DiskState, FileMode, ReclaimPolicy,
     },
     virtual_machine::{
         Acceleration, AdapterModel, Bus, Cpu, Disk, Machine, NetworkAdapter, RunPolicy, UndoDisks,
@@ -111,7 +111,7 @@ pub fn unmade_disk(name: &str, pool: &str) -> VirtualHardDisk {
     VirtualHardDisk {
         metadata: metadata(name, &format!("uid-{name}")),
         spec: VirtualHardDiskSpec {
-            disk_type: DiskType::Dynamic,
+            disk_type: None,
             size: Some(ByteQuantity::from_bytes(1 << 30)),
             file: DiskFile {
                 pool: pool.to_owned(),
