@@ -398,7 +398,7 @@ pub struct VirtualHardDiskStatus {
     /// The disk epoch of the last machine that used it, until it is compacted after that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_epoch: Option<i64>,
-    /// Ready; Progressing (a conversion or a change of size: under way, or what it waits for); Healthy (what the last Check found); Deleting.
+    /// Ready; Progressing (a conversion or a change of size: under way, or what it waits for); Healthy (what the last Check found, of which file and when: False only for errors; gone with the file); Deleting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

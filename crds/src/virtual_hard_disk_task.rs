@@ -284,7 +284,7 @@ pub struct TaskResult {
     /// Create, Import, Clone, Adopt, Convert, Compact: the type of the disk that was made or found.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "type")]
     pub disk_type: Option<DiskType>,
-    /// Check: what is wrong, in words; empty when nothing is. At most 16, the gravest first.
+    /// Check: what was found, in words, each beginning with `error:`, `warning:` or `note:`; empty when nothing was. At most 16, the gravest first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(max = 256)))]
     pub findings: Option<Vec<String>>,

@@ -14,6 +14,7 @@ mod admission;
 mod belonging;
 mod choose;
 mod family;
+mod health;
 mod making;
 mod order;
 mod removal;

@@ -38,7 +38,7 @@ fn dynamic(name: &str) -> VirtualHardDisk {
 
 fn child(name: &str, parent: &str) -> VirtualHardDisk {
     let mut disk = dynamic(name);
-    disk.spec.disk_type = DiskType::Differencing;
+    disk.spec.disk_type = Some(DiskType::Differencing);
     disk.spec.size = None;
     disk.spec.parent_ref = Some(LocalReference {
         name: parent.to_owned(),
@@ -127,7 +127,7 @@ fn a_changed_type_converts_switches_and_then_removes_the_old_file() {
     let mut life = Life::new(dynamic("d"));
     life.settle();
     assert!(life.tasks.is_empty());
-    life.disk.spec.disk_type = DiskType::Fixed;
+    life.disk.spec.disk_type = Some(DiskType::Fixed);
     life.settle();
     let convert = key("d-convert-2");
     let order = life.order().clone();
@@ -220,11 +220,11 @@ fn a_raised_size_waits_for_the_machine_and_then_grows() {
 #[test]
 fn a_wish_taken_back_leaves_nothing() {
     let mut life = Life::new(dynamic("d"));
-    life.disk.spec.disk_type = DiskType::Fixed;
+    life.disk.spec.disk_type = Some(DiskType::Fixed);
     let plan = life.plan();
     life.apply(&plan);
     assert!(disk::is_unassigned(life.task()));
-    life.disk.spec.disk_type = DiskType::Dynamic;
+    life.disk.spec.disk_type = Some(DiskType::Dynamic);
     life.settle();
     assert!(life.tasks.is_empty());
     assert_eq!(life.state(), DiskState::Ready);
@@ -252,7 +252,7 @@ fn users_tasks_wait_for_the_machine_come_in_order_and_stay() {
         &second,
         TaskState::Succeeded,
         TaskResult {
-            findings: Some(vec!["block 3 lies outside the file".to_owned()]),
+            findings: Some(vec!["error: block 3 lies outside the file".to_owned()]),
             ..TaskResult::default()
         },
     );
@@ -267,7 +267,7 @@ fn users_tasks_wait_for_the_machine_come_in_order_and_stay() {
         health(&life),
         (
             "False".to_owned(),
-            "block 3 lies outside the file".to_owned()
+            "file \"d.vhd\" in pool \"default\", checked at 1970-01-01T00:16:43Z: error: block 3 lies outside the file".to_owned()
         )
     );
     end(
@@ -485,7 +485,7 @@ fn life_task(action: TaskAction) -> VirtualHardDiskTaskSpec {
 #[test]
 fn a_child_is_made_where_its_parent_is_and_when_nobody_uses_that() {
     let mut unmade = unmade_disk("d", "default");
-    unmade.spec.disk_type = DiskType::Differencing;
+    unmade.spec.disk_type = Some(DiskType::Differencing);
     unmade.spec.size = None;
     unmade.spec.parent_ref = Some(LocalReference {
         name: "base".to_owned(),
@@ -602,7 +602,7 @@ fn a_parent_waits_for_its_children_and_names_them() {
 #[test]
 fn an_undo_disk_is_settled_before_anything_else() {
     let mut life = Life::new(dynamic("d"));
-    life.disk.spec.disk_type = DiskType::Fixed;
+    life.disk.spec.disk_type = Some(DiskType::Fixed);
     life.disk.status.as_mut().unwrap().undo = Some(UndoDisk {
         file: file("d-2.vud"),
         machine: "web".to_owned(),
@@ -665,7 +665,7 @@ fn a_disk_is_compacted_once_after_its_machines_have_stopped() {
 fn a_base_in_a_local_pool_is_made_where_the_first_machine_of_a_child_is() {
     let mut base = Life::new(unmade_disk("d", "default"));
     let mut first = unmade_disk("k", "default");
-    first.spec.disk_type = DiskType::Differencing;
+    first.spec.disk_type = Some(DiskType::Differencing);
     first.spec.size = None;
     first.spec.parent_ref = Some(LocalReference {
         name: "d".to_owned(),

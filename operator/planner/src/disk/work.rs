@@ -17,11 +17,9 @@ use paddock_crds::{
     ByteQuantity, VirtualHardDiskTask, VirtualHardDiskTaskSpec,
     names::{
         TASK_FINALIZER,
-        condition::{HEALTHY, PROGRESSING, READY},
+        condition::{PROGRESSING, READY},
     },
-    virtual_hard_disk::{
-        CompactionPolicy, DiskState, DiskType, OwnerKind, Precompact, UndoState,
-    },
+    virtual_hard_disk::{CompactionPolicy, DiskState, DiskType, OwnerKind, Precompact, UndoState},
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
 
@@ -450,6 +448,7 @@ impl Draft<'_> {
                 }
                 to.uuid = result.uuid.clone().or(to.uuid.take());
                 self.measured(result.size_bytes, &result);
+                self.forget_health();
                 "its content is in a new file now"
             }
             TaskAction::Resize => {
@@ -463,6 +462,7 @@ impl Draft<'_> {
                 to.parent_files = Vec::new();
                 to.allocated = None;
                 let into = to.merged_into.clone().unwrap_or_default();
+                self.forget_health();
                 self.say(
                     DiskState::Merged,
                     "Merged",
@@ -474,17 +474,7 @@ impl Draft<'_> {
             TaskAction::Check => {
                 self.measured(result.size_bytes, &result);
                 let findings = result.findings.unwrap_or_default();
-                let mut c = self.conditions();
-                if findings.is_empty() {
-                    c.set(
-                        HEALTHY,
-                        Answer::True,
-                        "Checked",
-                        "nothing is wrong with its file",
-                    );
-                } else {
-                    c.set(HEALTHY, Answer::False, "Damaged", findings.join("; "));
-                }
+                self.say_healthy(&order.file, &findings);
                 "its file was checked"
             }
             TaskAction::CommitUndo => {
