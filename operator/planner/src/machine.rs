@@ -28,7 +28,7 @@ use paddock_crds::{
     VirtualMachineStatus,
     names::MACHINE_FINALIZER,
     reference::Time,
-    virtual_hard_disk::{Attachment, AttachmentOwner, OwnerKind, UndoDisk, UndoState},
+    virtual_hard_disk::{Attachment, AttachmentOwner, DiskState, OwnerKind, UndoDisk, UndoState},
     virtual_machine::{RunPolicy, UndoMode},
     virtual_machine_instance::Power,
 };
@@ -592,7 +592,11 @@ fn place(s: &Snapshot<'_>, vm: &VirtualMachine, held: &[&Attachment]) -> Plan {
         }
         let mut plan = refused(s, vm, &resolved.waits, Some(view.name()));
         plan.actions = actions;
-        plan.reservation = reservation;
+        plan.reservation = reservation.map(|r| Reservation {
+            // Nobody knows when a disk that failed can be used: others need not wait for that.
+            memory: if any_failed(&resolved) { 0 } else { r.memory },
+            ..r
+        });
         return plan;
     }
     // `place` answers with Ready hosts only.
@@ -623,6 +627,14 @@ fn place(s: &Snapshot<'_>, vm: &VirtualMachine, held: &[&Attachment]) -> Plan {
         reservation,
         pending: false,
     }
+}
+
+/// Whether a disk of a machine cannot be used until something is changed.
+fn any_failed(resolved: &Resolved) -> bool {
+    resolved.disks.iter().any(|d| {
+        let status = d.disk.status.as_ref();
+        status.is_some_and(|s| s.state == DiskState::Failed)
+    })
 }
 
 fn reserve(view: &HostView, need: &placement::Need, resolved: &Resolved) -> Reservation {
