@@ -198,7 +198,7 @@ pub struct HostStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["pool".into()]))]
     pub committed: Vec<Committed>,
-    /// For each pool its committed size and its capacity, such as `default 120Gi/500Gi`. Written by the operator.
+    /// For each pool its committed size and its capacity, such as `default 120 GiB/500 GiB`. Written by the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub storage: Option<String>,

@@ -357,3 +357,75 @@ async fn a_forged_annotation_leads_to_no_disk_of_another_namespace() {
     assert_eq!(world.index.tasks_named_for(&key("d")).count(), 0);
     assert_eq!(world.index.tasks_of("uid-d").count(), 0);
 }
+
+#[tokio::test]
+async fn committed_sizes_follow_the_disks() {
+    let lab = Lab::new("4Gi").await;
+    let made = |name: &str, pool: &str, host: Option<&str>, bytes: i64| -> VirtualHardDisk {
+        let mut status = json!({
+            "state": "Ready", "diskEpoch": 1, "sizeBytes": bytes,
+            "file": {"pool": pool, "path": format!("{name}.vhd")},
+        });
+        if let Some(host) = host {
+            status["host"] = json!(host);
+        }
+        object(
+            "VirtualHardDisk",
+            name,
+            json!({"file": {"pool": pool}}),
+            status,
+        )
+    };
+    let sum = |pool: &str, host: Option<&str>| lab.cache.world().index.committed(pool, host);
+    assert_eq!(sum("default", Some("host-a")), (0, 0));
+    for disk in [
+        made("a", "default", Some("host-a"), 10),
+        made("b", "default", Some("host-a"), 20),
+        made("c", "default", Some("host-b"), 40),
+        made("d", "shared", None, 80),
+        // In a shared pool, and yet bound: its parent is on one host alone.
+        made("e", "shared", Some("host-a"), 160),
+    ] {
+        lab.cache.observe(disk, Origin::Watch);
+    }
+    // One without a file takes nothing.
+    let unmade = object("VirtualHardDisk", "f", json!({"size": "1Gi"}), Value::Null);
+    lab.cache.observe::<VirtualHardDisk>(unmade, Origin::Watch);
+    assert_eq!(sum("default", Some("host-a")), (30, 2));
+    assert_eq!(sum("default", Some("host-b")), (40, 1));
+    assert_eq!(sum("default", None), (0, 0));
+    assert_eq!(sum("shared", None), (80, 1));
+
+    let host: Host = object(
+        "Host",
+        "host-a",
+        json!({"pools": [
+            {"name": "default", "path": "/d"},
+            {"name": "shared", "path": "/s", "scope": "Shared"},
+            {"name": "images", "path": "/i", "kinds": ["Images"]},
+        ]}),
+        Value::Null,
+    );
+    let told = || {
+        let committed = paddock_operator::host::committed(&lab.cache.world(), &host);
+        let told = committed.into_iter().map(|c| (c.pool, c.bytes, c.disks));
+        told.collect::<Vec<_>>()
+    };
+    let expected = |default: (i64, i32), shared: (i64, i32)| {
+        vec![
+            ("default".to_owned(), default.0, default.1),
+            ("shared".to_owned(), shared.0, shared.1),
+        ]
+    };
+    assert_eq!(told(), expected((30, 2), (240, 2)));
+    // Grown, and gone.
+    let grown = made("a", "default", Some("host-a"), 15);
+    lab.cache.observe(grown, Origin::Watch);
+    assert_eq!(told(), expected((35, 2), (240, 2)));
+    for name in ["a", "b", "e"] {
+        let uid = format!("uid-{name}");
+        lab.cache
+            .forget::<VirtualHardDisk>(&key(name), Some(&uid), Origin::Watch);
+    }
+    assert_eq!(told(), expected((0, 0), (80, 1)));
+}

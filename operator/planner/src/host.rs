@@ -316,6 +316,40 @@ mod tests {
     }
 
     #[test]
+    fn storage_is_told_against_the_capacity_where_that_is_known() {
+        use paddock_crds::host::{PoolState, PoolStatus};
+        let committed = |pool: &str, bytes: i64, disks: i32| Committed {
+            pool: pool.to_owned(),
+            bytes,
+            disks,
+        };
+        let mut host = host();
+        host.status.as_mut().unwrap().pools = vec![PoolStatus {
+            name: "default".to_owned(),
+            capacity_bytes: Some(500 << 30),
+            free_bytes: Some(1),
+            state: PoolState::Available,
+            message: None,
+        }];
+        assert_eq!(storage(&host, &[]), None);
+        assert_eq!(storage(&host, &[committed("default", 0, 0)]), None);
+        let all = [
+            committed("default", 120 << 30, 3),
+            committed("empty", 0, 0),
+            committed("unseen", 3 << 20, 1),
+        ];
+        assert_eq!(
+            storage(&host, &all).as_deref(),
+            Some("default 120 GiB/500 GiB, unseen 3 MiB")
+        );
+        // More than there is: oversubscribed.
+        assert_eq!(
+            storage(&host, &[committed("default", 600 << 30, 9)]).as_deref(),
+            Some("default 600 GiB/500 GiB")
+        );
+    }
+
+    #[test]
     fn the_same_snapshot_gives_no_change() {
         let mut host = host();
         let held = lease(LeaseState::Held, 2);

@@ -82,7 +82,8 @@ pub async fn reconcile(context: &Context, name: &str) -> Result<(), ReconcileErr
 }
 
 /// What the disks in each of a host's pools are committed to.
-fn committed(world: &World, found: &Host) -> Vec<Committed> {
+#[must_use]
+pub fn committed(world: &World, found: &Host) -> Vec<Committed> {
     let name = found.metadata.name.as_deref().unwrap_or_default();
     let pools = found.spec.pools.iter();
     pools
