@@ -7,6 +7,7 @@ mod differencing;
 mod disk_work;
 mod disks;
 mod faults;
+mod guards;
 mod labs;
 mod networks;
 mod placement;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Scenario> {
         conditions::SCENARIOS,
         bad_input::SCENARIOS,
         access::SCENARIOS,
+        guards::SCENARIOS,
         placement::SCENARIOS,
         faults::SCENARIOS,
         labs::SCENARIOS,
