@@ -126,6 +126,7 @@ use serde::{Deserialize, Serialize};
 pub struct VirtualHardDiskSpec {
     /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes; Differencing holds what differs from its parent. A disk of another type is converted, while no machine uses it: between Fixed and Dynamic, and from Differencing to either (with parentRef removed) to a disk of its own. Default: Dynamic; with file.mode Adopt the type that the file has.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "type")]
+    #[schemars(with = "DiskType")]
     pub disk_type: Option<DiskType>,
     /// Size as the guest sees it, in bytes as a quantity: 3Mi to 2040Gi, a multiple of 512. Omitted: the size of the source, of the parent, or what the disk has. Raised: the disk grows while no machine uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -267,7 +267,7 @@ fn users_tasks_wait_for_the_machine_come_in_order_and_stay() {
         health(&life),
         (
             "False".to_owned(),
-            "file \"d.vhd\" in pool \"default\", checked at 1970-01-01T00:16:43Z: error: block 3 lies outside the file".to_owned()
+            "file \"d.vhd\" in pool \"default\", checked at 1970-01-01T00:16:42Z: error: block 3 lies outside the file".to_owned()
         )
     );
     end(
