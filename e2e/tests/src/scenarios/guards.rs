@@ -142,7 +142,7 @@ fn adopt_a_live_file(cx: &Context<'_>) -> Result<()> {
             .map(drop)
     };
     refused(&cx.kubectl)?;
-    beside(cx, &refused)?;
+    beside(cx, refused)?;
     let file = format!("/var/lib/paddock/pools/shared/{path}");
     cx.lab.exec_ok("host-a", &["test", "-f", &file])?;
     // Left behind, it may be adopted, and keeps its type where none is asked for.
