@@ -11,6 +11,7 @@ use paddock_vhd::{LockOwner, OpenErrorKind, claim as claim_disk};
 /// Notes in the lock files that the disk is this host's in the task's epoch. A host that comes back with an earlier
 /// one is refused, and this one, should it be late, by a later.
 pub(super) fn claim(job: &Job<'_>, action: TaskAction, host: &str) -> Result<(), Failure> {
+    // What only gives room back needs none, in a pool that is full.
     let changes = matches!(
         action,
         TaskAction::Convert
@@ -18,7 +19,6 @@ pub(super) fn claim(job: &Job<'_>, action: TaskAction, host: &str) -> Result<(),
             | TaskAction::Resize
             | TaskAction::Merge
             | TaskAction::CommitUndo
-            | TaskAction::DiscardUndo
     );
     let order = job.order;
     let files = std::iter::once(&order.file).chain(&order.undo);
