@@ -41,7 +41,6 @@ mod compact;
 mod convert;
 mod copying;
 mod create;
-mod dependents;
 mod error;
 mod format;
 #[cfg(fuzzing)]
@@ -55,6 +54,7 @@ mod inspect;
 mod linked;
 mod lock;
 mod merge;
+mod modified;
 mod operation;
 mod pool;
 mod queue;
@@ -62,10 +62,13 @@ mod remove;
 mod repair;
 mod reparent;
 mod resize;
+mod room;
+mod sidefile;
 mod size;
 mod storage;
 #[cfg(test)]
 mod survey;
+mod tidy;
 mod undo;
 mod vhd;
 
@@ -75,7 +78,7 @@ pub use check::{CheckReport, Finding, FindingKind, Severity, check};
 pub use child::ChildOptions;
 pub use children::children;
 pub use clone::{CloneOptions, CloneReport, clone_disk};
-pub use compact::{CompactOptions, CompactReport, compact};
+pub use compact::{CompactOptions, CompactReport, FreeRanges, compact};
 pub use convert::{ConvertOptions, CopyReport, convert, export_raw};
 pub use create::{CreateError, CreateOptions};
 pub use error::{OpenError, OpenErrorKind};

@@ -21,7 +21,8 @@ const MOST_DISKS: usize = 6;
 const LONGEST_CHAIN: usize = 4;
 const MIB: u64 = 1 << 20;
 
-fn go_on(_: Progress) -> ControlFlow<()> {
+fn go_on(progress: Progress) -> ControlFlow<()> {
+    assert!(progress.done <= progress.total, "{progress:?}");
     ControlFlow::Continue(())
 }
 
@@ -300,6 +301,7 @@ impl Family {
             &source.rel,
             &self.pool,
             &rel,
+            Gate::open(),
             &options,
             &mut go_on,
         )
@@ -360,7 +362,7 @@ impl Family {
         let children = self.children(of);
         let search = ParentSearch::new();
         if let Some(parent) = self.disks[of].parent.clone() {
-            reparent(&self.pool, &rel, &self.pool, &parent, &search).unwrap();
+            reparent(&self.pool, &rel, &self.pool, &parent, Gate::open(), &search).unwrap();
         }
         self.disks[of].rel = rel.clone();
         for child in children {
@@ -369,6 +371,7 @@ impl Family {
                 &self.disks[child].rel,
                 &self.pool,
                 &rel,
+                Gate::open(),
                 &search,
             )
             .unwrap();
@@ -403,11 +406,18 @@ impl Family {
             free.push(range);
         }
         let options = CompactOptions {
-            free,
+            free: Some(&|_| Ok(free.clone())),
             defragment: self.random.below(2) == 0,
             ..CompactOptions::default()
         };
-        compact(&self.pool, &self.disks[of].rel, &options, &mut go_on).unwrap();
+        compact(
+            &self.pool,
+            &self.disks[of].rel,
+            Gate::open(),
+            &options,
+            &mut go_on,
+        )
+        .unwrap();
     }
 
     fn is_clean(&self, rel: &Path) {
