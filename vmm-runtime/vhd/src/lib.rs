@@ -65,6 +65,8 @@ mod resize;
 mod room;
 mod sidefile;
 mod size;
+#[cfg(test)]
+mod space_tests;
 mod storage;
 #[cfg(test)]
 mod survey;
