@@ -110,7 +110,7 @@ pub fn reparent(
     };
     let written = match tidy(writable()?, &found) {
         // What is wrong with its table is not for here.
-        Ok(()) | Err(Refusal::Corrupt(_)) => change_parent(&writable()?, &new),
+        Ok(()) | Err(Refusal::Corrupt(_)) => change_parent(&writable()?, &new, Tuning::default()),
         refused => refused,
     };
     // It shows the same, whatever came of it.
@@ -140,10 +140,10 @@ fn failed(rel: &Path, operation: &'static str) -> impl Fn(std::io::Error) -> Ope
 
 /// Tells a disk of its new parent; after an error the file is as long as it
 /// was.
-fn change_parent(disk: &Backing, new: &NewParent) -> Result<(), Refusal> {
-    let found = recognise(disk, Tuning::default())?;
+fn change_parent(disk: &Backing, new: &NewParent, tuning: Tuning) -> Result<(), Refusal> {
+    let found = recognise(disk, tuning)?;
     let len = disk.len()?;
-    let written = write_parent(disk, &found, new, Tuning::default());
+    let written = write_parent(disk, &found, new, tuning);
     if written.is_err() {
         // It is the first error that is told.
         let _ = take_back(disk, &found, len);

@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
 use paddock_vhd::{
-    Access, BlockDevice, CheckReport, ChildOptions, CreateError, CreateOptions, DiskSize, DiskType,
-    FindingKind, Gate, OpenErrorKind, OperationError, ParentSearch, Pool, Progress, RepairReport,
-    Severity, Vhd, check, discard_repair_journal, inspect, repair, repair_in_place, undo_repair,
+    Access, BlockDevice, CheckReport, ChildOptions, CompactOptions, CreateError, CreateOptions,
+    DiskSize, DiskType, FindingKind, Gate, OpenErrorKind, OperationError, ParentSearch, Pool,
+    Progress, RepairReport, ResizeOptions, Severity, Vhd, check, compact, discard_repair_journal,
+    inspect, repair, repair_in_place, resize, undo_repair,
 };
 
 const MIB: u64 = 1 << 20;
@@ -175,6 +176,33 @@ fn a_repaired_child_shows_what_the_child_did() {
     let found = folder.content("repaired/disk.vhd");
     assert!(found[..6 * MIB as usize] == content[..6 * MIB as usize]);
     assert_eq!(found[6 * MIB as usize], 4);
+}
+
+#[test]
+fn what_moved_metadata_leaves_behind_is_leaked() {
+    let folder = Folder::new();
+    let (pool, search) = (&folder.pool, ParentSearch::new());
+    let create = |gib: u64| DiskSize::from_bytes(gib << 30).unwrap();
+    // A table of 8 KiB, a block behind it, then a longer table behind that.
+    let options = CreateOptions::new(DiskType::Dynamic, create(4));
+    let disk = Vhd::create(pool, "grown.vhd", &options).unwrap();
+    disk.write_at(&[1; 512], 0).unwrap();
+    disk.close().unwrap();
+    assert_eq!(folder.kinds("grown.vhd"), []);
+    let options = ResizeOptions {
+        size: create(9),
+        force: false,
+        search,
+    };
+    resize(pool, "grown.vhd", Gate::open(), &options, &mut go_on).unwrap();
+    let report = folder.check("grown.vhd");
+    assert_eq!(folder.kinds("grown.vhd"), [FindingKind::SpaceLeaked]);
+    assert_eq!(report.findings[0].offset, Some(512));
+    // The old header, the old table, and up to the block at 12 KiB.
+    assert_eq!(report.leaked_bytes, 12_288 - 512 - 512);
+    let options = CompactOptions::default();
+    compact(pool, "grown.vhd", Gate::open(), &options, &mut go_on).unwrap();
+    assert_eq!(folder.kinds("grown.vhd"), []);
 }
 
 #[test]

@@ -253,6 +253,39 @@ fn free_ranges_are_given_up() {
 }
 
 #[test]
+fn what_is_free_is_asked_for_while_nobody_can_begin_to_use_it() {
+    let folder = Folder::new();
+    let asked = std::cell::Cell::new(0);
+    let free = |disk: &dyn BlockDevice| {
+        asked.set(asked.get() + 1);
+        let mut byte = [0];
+        disk.read_at(&mut byte, 0).unwrap();
+        assert_eq!((byte, disk.size()), ([1], 20 * MIB));
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let open = Vhd::open(&folder.pool, "disk.vhd", access, Gate::open());
+            assert_eq!(open.unwrap_err().kind(), OpenErrorKind::InUse);
+        }
+        Ok(std::iter::once(0..2 * MIB).collect())
+    };
+    let options = CompactOptions {
+        free: Some(&free),
+        ..CompactOptions::default()
+    };
+    let report = folder.compact(&options).unwrap();
+    assert_eq!((asked.get(), report.blocks_after), (1, 2));
+    let before = std::fs::read(folder.path("disk.vhd")).unwrap();
+    let fails = |_: &dyn BlockDevice| Err(std::io::Error::other("no walk"));
+    let options = CompactOptions {
+        free: Some(&fails),
+        ..CompactOptions::default()
+    };
+    let error = folder.compact(&options).unwrap_err();
+    assert!(error.to_string().contains("no walk"), "{error}");
+    assert!(std::fs::read(folder.path("disk.vhd")).unwrap() == before);
+    assert_eq!(folder.names(), ["disk.vhd", "disk.vhd.lock"]);
+}
+
+#[test]
 fn a_target_gets_the_result_and_the_old_file_stays() {
     let folder = Folder::new();
     let old = std::fs::read(folder.path("disk.vhd")).unwrap();

@@ -220,6 +220,26 @@ fn a_locator_outside_of_the_file_is_mended_by_reconnecting() {
 }
 
 #[test]
+fn a_disk_that_a_crash_left_long_is_tidied_before_it_is_reconnected() {
+    let folder = Folder::new();
+    folder.base("base.vhd");
+    folder.child("child.vhd", "base.vhd");
+    let child = folder.open("child.vhd", &ParentSearch::new()).unwrap();
+    child.write_at(&[3; 512], 3 * MIB).unwrap();
+    child.flush().unwrap();
+    // With what is reserved for its growth.
+    std::fs::copy(folder.path("child.vhd"), folder.path("crashed.vhd")).unwrap();
+    child.close().unwrap();
+    let len = |rel: &str| folder.path(rel).metadata().unwrap().len();
+    assert!(len("crashed.vhd") > 32 * MIB);
+    folder.reparent("crashed.vhd", "base.vhd").unwrap();
+    assert!(len("crashed.vhd") < len("child.vhd") + 4096);
+    let search = ParentSearch::new();
+    let report = check(&folder.pool, "crashed.vhd", &search, &mut go_on).unwrap();
+    assert_eq!(report.findings, []);
+}
+
+#[test]
 fn the_tables_of_a_chain_are_bounded_together() {
     let folder = Folder::new();
     folder.base("0.vhd");

@@ -135,6 +135,13 @@ impl Names {
             self.target.sync_folder()?;
             return Ok(());
         }
+        let taken = || CreateError::AlreadyExists {
+            path: self.target.rel().to_owned(),
+        };
+        if self.target.exists()? {
+            // What lies beside it is its own.
+            return Err(taken());
+        }
         // Of another disk that had this name.
         sidefile::forget_all(&self.target)?;
         match self.temporary.rename_to(&self.target) {
@@ -142,9 +149,7 @@ impl Names {
                 self.temporary_exists = false;
                 Ok(())
             }
-            Err(RenameError::Taken) => Err(CreateError::AlreadyExists {
-                path: self.target.rel().to_owned(),
-            }),
+            Err(RenameError::Taken) => Err(taken()),
             Err(RenameError::Failed(error)) => Err(error.into()),
         }
     }
