@@ -66,6 +66,7 @@ impl Room {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // Ranges are what is meant.
 mod tests {
     use super::*;
 

@@ -196,7 +196,8 @@ fn a_merge() {
         let (gate, options) = (Gate::open(), MergeOptions::default());
         told(merge(&folder.pool, "child.vhd", gate, &options, &mut go_on))
     };
-    let cases: [(&dyn Fn(&Folder), &str, u64); 5] = [
+    type Make<'a> = &'a dyn Fn(&Folder);
+    let cases: [(Make<'_>, &str, u64); 5] = [
         // All of it: nothing is there yet.
         (
             &|folder| folder.disk("base.vhd", DiskType::Dynamic, 0),
