@@ -155,7 +155,22 @@ impl Search {
 
     /// Any path that a disk names, then the folders that the user names.
     pub(crate) fn resolve(&self) -> Result<ParentSearch, Failure> {
-        let mut search = ParentSearch::new().root(Pool::open("/")?);
+        self.resolve_from(ParentSearch::new())
+    }
+
+    /// As [`Search::resolve`], for the disk's parent in the folder of
+    /// `parent`: that folder is then the parent's pool, in which its other
+    /// children are looked for, and not all of the host.
+    pub(crate) fn resolve_beside(&self, parent: Option<&Path>) -> Result<ParentSearch, Failure> {
+        let search = ParentSearch::new();
+        self.resolve_from(match parent.and_then(Path::parent) {
+            Some(folder) => search.root(Pool::open(folder)?),
+            None => search,
+        })
+    }
+
+    fn resolve_from(&self, search: ParentSearch) -> Result<ParentSearch, Failure> {
+        let mut search = search.root(Pool::open("/")?);
         for folder in &self.folders {
             search = search.folder(Pool::open(folder)?, "");
         }

@@ -8,17 +8,23 @@ use rustix::fs::OFlags;
 use uuid::Uuid;
 
 use crate::error::OpenError;
+use crate::format::bat;
 use crate::format::header::Header;
 use crate::format::{DiskType, locator};
-use crate::gate::Gate;
 use crate::image::{self, Image, Recognised, Refusal, Tuning};
 use crate::lock::{self, Mode, Sidecar};
 use crate::pool::{Place, Pool, PoolError};
 use crate::resize;
-use crate::storage::{Backing, FileStorage};
+use crate::storage::Backing;
 
 /// The most disks in a chain, the opened one included.
 pub const MAX_CHAIN: usize = 64;
+
+/// The most entries that the tables of the parents in a chain may have
+/// together. Each takes nine bytes of memory while the chain is open, so all
+/// of them at most 287 MiB; they suffice for 32 parents of the largest size with
+/// the usual blocks of 2 MiB, or for a whole chain of half of that.
+const MAX_CHAIN_ENTRIES: u64 = 8 * bat::MAX_ENTRIES as u64;
 
 /// Where the parents of a differencing disk are looked for, besides where the
 /// disk itself says: first its path relative to the child, then the absolute
@@ -141,6 +147,7 @@ pub(crate) fn open_parents(
     let mut next = link;
     let mut chain: Vec<Found> = Vec::new();
     let mut changed = None;
+    let mut entries = 0;
     while let Some(link) = next {
         if seen.len() >= MAX_CHAIN {
             return Err(OpenError::Unsupported {
@@ -155,6 +162,15 @@ pub(crate) fn open_parents(
                 parent: parent.rel.clone(),
                 expected: link.modified,
                 found: parent.modified,
+            });
+        }
+        entries += u64::from(parent.recognised.entries());
+        if entries > MAX_CHAIN_ENTRIES {
+            return Err(OpenError::Unsupported {
+                path: rel.to_owned(),
+                what: format!(
+                    "the tables of its parents have more than {MAX_CHAIN_ENTRIES} entries together; merge some of them"
+                ),
             });
         }
         seen.push(parent.identity);
@@ -198,6 +214,7 @@ pub(crate) fn find(
 ) -> Result<Found, OpenError> {
     let mut tried = Vec::new();
     let mut mismatch = None;
+    let mut failed = None;
     let mut is_loop = false;
     for candidate in candidates(pool, child, link, search) {
         let (pool, rel) = match candidate {
@@ -227,40 +244,31 @@ pub(crate) fn find(
                 continue;
             }
         }
-        let (file, lock) = open_file(&place, locking)?;
-        let (identity, modified) = look_at(&rel, &file)?;
-        let gate = Gate::open();
-        gate.close();
-        let backing = Backing::new(
-            Box::new(FileStorage::new(file)),
-            gate,
-            &rel.to_string_lossy(),
-        );
-        let recognised = match resize::fixed::recognise_at(&place, &backing) {
-            Ok(recognised) => recognised,
-            Err(Refusal::Corrupt(what) | Refusal::Unsupported(what)) => {
-                tried.push(format!("{shown}: {what}"));
-                continue;
-            }
-            Err(refusal) => return Err(OpenError::from_refusal(&rel, refusal)),
-        };
-        if recognised.footer.unique_id != link.unique_id {
-            tried.push(format!(
-                "{shown} is the disk {}",
-                recognised.footer.unique_id
-            ));
-            mismatch.get_or_insert((rel, recognised.footer.unique_id));
-            continue;
-        }
-        return Ok(Found {
-            pool,
-            rel,
-            identity,
-            lock,
-            modified,
-            backing,
-            recognised,
+        // Without a lock at first: it may be anything, and anyone's.
+        let looked = look(&pool, &rel, &place, link, false).and_then(|found| match found {
+            Look::Parent(_) if locking => look(&pool, &rel, &place, link, true),
+            found => Ok(found),
         });
+        match looked {
+            Ok(Look::Parent(found)) => return Ok(*found),
+            Ok(Look::Other(id)) => {
+                tried.push(format!("{shown} is the disk {id}"));
+                mismatch.get_or_insert((rel, id));
+            }
+            Ok(Look::NoDisk(what)) => tried.push(format!("{shown}: {what}")),
+            // It is the parent: there is no other.
+            Err(error @ OpenError::InUse { .. }) => return Err(error),
+            Err(error) => {
+                tried.push(error.to_string());
+                if matches!(error, OpenError::Io { .. }) {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+    }
+    if let Some(failed) = failed {
+        // The parent may be just what could not be read.
+        return Err(failed);
     }
     let path = child.to_owned();
     Err(match mismatch {
@@ -287,14 +295,50 @@ pub(crate) fn find(
     })
 }
 
-fn open_file(place: &Place, locking: bool) -> Result<(File, Option<Sidecar>), OpenError> {
-    if locking {
+/// What lies in a place where the parent may be.
+enum Look {
+    Parent(Box<Found>),
+    /// A disk with this identity.
+    Other(Uuid),
+    /// No disk, or one of which too little is left: why.
+    NoDisk(String),
+}
+
+fn look(
+    pool: &Pool,
+    rel: &Path,
+    place: &Place,
+    link: &ParentLink,
+    locking: bool,
+) -> Result<Look, OpenError> {
+    let (file, lock) = if locking {
         let (file, lock) = lock::open_locked(place, Mode::Shared)
-            .map_err(|error| OpenError::from_lock(place.rel(), error))?;
-        Ok((file.into(), Some(lock)))
+            .map_err(|error| OpenError::from_lock(rel, error))?;
+        (File::from(file), Some(lock))
     } else {
-        Ok((place.open(OFlags::RDONLY)?.into(), None))
+        (File::from(place.open(OFlags::RDONLY)?), None)
+    };
+    let (identity, modified) = look_at(rel, &file)?;
+    let backing = Backing::read_only(file, rel);
+    let recognised = match resize::fixed::recognise_at(place, &backing) {
+        Ok(recognised) => recognised,
+        Err(Refusal::Corrupt(what) | Refusal::Unsupported(what)) => {
+            return Ok(Look::NoDisk(what));
+        }
+        Err(refusal) => return Err(OpenError::from_refusal(rel, refusal)),
+    };
+    if recognised.footer.unique_id != link.unique_id {
+        return Ok(Look::Other(recognised.footer.unique_id));
     }
+    Ok(Look::Parent(Box::new(Found {
+        pool: pool.clone(),
+        rel: rel.to_owned(),
+        identity,
+        lock,
+        modified,
+        backing,
+        recognised,
+    })))
 }
 
 /// Device and inode of a file, and when it was modified in seconds since
@@ -437,18 +481,6 @@ pub(crate) fn relative_path(child: &Path, parent: &Path) -> Option<String> {
 /// copied to `to`.
 pub(crate) fn moved_path(from: &Path, to: &Path, path: &str) -> Option<String> {
     relative_path(to, &beneath(from, path)?)
-}
-
-/// The absolute path of what `path` means to the disk `child` of `pool`.
-pub(crate) fn absolute_of(
-    pool: &Pool,
-    child: &Path,
-    path: &str,
-) -> Result<Option<String>, PoolError> {
-    match beneath(child, path) {
-        Some(rel) => absolute_path(pool, &rel),
-        None => Ok(None),
-    }
 }
 
 /// How a child names the parent `rel` of `pool` absolutely.

@@ -1,5 +1,6 @@
 //! Creating a differencing disk.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -10,6 +11,7 @@ use crate::create::{Blueprint, CreateError, NewDisk};
 use crate::error::OpenError;
 use crate::format::DiskType;
 use crate::format::bat::BLOCK_SIZE;
+use crate::gate::Gate;
 use crate::image::NewParent;
 use crate::pool::Pool;
 use crate::vhd::{Access, Opened, Vhd};
@@ -64,7 +66,7 @@ impl Vhd {
             parent_pool,
             parent_rel,
             Access::ReadOnly,
-            crate::gate::Gate::open(),
+            Gate::open(),
             &options.search,
         )?;
         if let Some(changed) = parent.changed.take() {
@@ -79,7 +81,8 @@ impl Vhd {
                 ),
             }));
         }
-        let link = NewParent::locate(pool, rel, parent_pool, parent_rel, &parent)?;
+        let knows = (parent.unique_id, parent.modified);
+        let link = NewParent::locate(pool, rel, parent_pool, parent_rel, knows)?;
         let blueprint = Blueprint {
             disk_type: DiskType::Differencing,
             size: parent.image.size(),
@@ -88,21 +91,24 @@ impl Vhd {
             created: options.created,
             block_size: BLOCK_SIZE,
             parent: Some(link),
+            gate: Gate::open(),
         };
         let (image, locks) = parent.into_parent();
-        NewDisk::begin_over(pool, rel, &blueprint, None, Some(image), locks)?.finish()
+        let nothing = &mut || ControlFlow::Continue(());
+        let (parent, data) = (Some(image), None);
+        NewDisk::begin_over(pool, rel, &blueprint, data, parent, locks, nothing)?.finish()
     }
 }
 
 impl NewParent {
-    /// What the child `rel` is told of `parent`, the disk `parent_rel` of
-    /// `parent_pool`.
+    /// What the child `rel` is told of the disk `parent_rel` of `parent_pool`,
+    /// which has that identity and time of modification.
     pub(crate) fn locate(
         pool: &Pool,
         rel: &Path,
         parent_pool: &Pool,
         parent_rel: &Path,
-        parent: &Opened,
+        (unique_id, modified): (Uuid, u32),
     ) -> Result<NewParent, OpenError> {
         let unnameable = || OpenError::Unsupported {
             path: parent_rel.to_owned(),
@@ -117,8 +123,8 @@ impl NewParent {
         let absolute = chain::absolute_path(parent_pool, parent_rel)?.ok_or_else(unnameable)?;
         let name = parent_rel.file_name().and_then(|name| name.to_str());
         Ok(NewParent {
-            unique_id: parent.unique_id,
-            modified: parent.modified,
+            unique_id,
+            modified,
             name: name.ok_or_else(unnameable)?.to_owned(),
             relative,
             absolute: Some(absolute),

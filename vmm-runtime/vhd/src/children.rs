@@ -8,11 +8,10 @@ use uuid::Uuid;
 
 use crate::chain;
 use crate::error::OpenError;
-use crate::gate::Gate;
 use crate::image::{Refusal, Tuning, recognise};
 use crate::pool::{Place, Pool, PoolError};
 use crate::resize;
-use crate::storage::{Backing, FileStorage};
+use crate::storage::Backing;
 
 /// The most files and folders that are looked at for children.
 const MAX_ENTRIES: usize = 65_536;
@@ -31,19 +30,21 @@ pub fn children(pool: &Pool, rel: impl AsRef<Path>) -> Result<Vec<PathBuf>, Open
     let place = pool.place(rel)?;
     let found = resize::fixed::recognise_at(&place, &open(&place)?)
         .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
-    children_of(pool, rel, found.footer.unique_id)
+    children_of(pool, rel, &[found.footer.unique_id])
 }
 
-/// The children of the disk `rel`, whose identity is `unique_id`.
+/// The children of the disks with the identities `parents`, looked for on
+/// behalf of the disk `rel`.
 pub(crate) fn children_of(
     pool: &Pool,
     rel: &Path,
-    unique_id: Uuid,
+    parents: &[Uuid],
 ) -> Result<Vec<PathBuf>, OpenError> {
     let too_many = |what: String| OpenError::Unsupported {
         path: rel.to_owned(),
         what: format!(
-            "its children can't be looked for, {what}; put disks into a pool of their own"
+            "children can't be looked for in {}, {what}; put disks into a pool of their own",
+            pool.path().display()
         ),
     };
     let mut list = Vec::new();
@@ -71,8 +72,11 @@ pub(crate) fn children_of(
                     )));
                 }
                 FileType::Directory => folders.push((path, depth + 1)),
-                FileType::RegularFile if parent_at(pool, &path)? == Some(unique_id) => {
-                    list.push(path);
+                FileType::RegularFile => {
+                    let parent = parent_at(pool, &path)?;
+                    if parent.is_some_and(|parent| parents.contains(&parent)) {
+                        list.push(path);
+                    }
                 }
                 _ => {}
             }
@@ -93,7 +97,7 @@ fn parent_at(pool: &Pool, path: &Path) -> Result<Option<Uuid>, OpenError> {
 
 /// The identity of the parent of what lies at `place`; `None` if that is no
 /// differencing disk, or damaged, or gone. Takes no lock.
-pub(crate) fn parent_of(place: &Place) -> Result<Option<Uuid>, OpenError> {
+fn parent_of(place: &Place) -> Result<Option<Uuid>, OpenError> {
     let read = || -> Result<Option<Uuid>, OpenError> {
         let backing = open(place)?;
         let refused = |refusal| OpenError::from_refusal(place.rel(), refusal);
@@ -114,8 +118,5 @@ pub(crate) fn parent_of(place: &Place) -> Result<Option<Uuid>, OpenError> {
 
 fn open(place: &Place) -> Result<Backing, OpenError> {
     let file = File::from(place.open(OFlags::RDONLY)?);
-    let gate = Gate::open();
-    gate.close();
-    let name = place.rel().to_string_lossy();
-    Ok(Backing::new(Box::new(FileStorage::new(file)), gate, &name))
+    Ok(Backing::read_only(file, place.rel()))
 }

@@ -12,8 +12,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::block::IoError;
-use crate::chain::{self, ParentLink};
-use crate::compact::refuse_cut_off;
+use crate::chain::{self, ParentLink, ParentSearch};
 use crate::create::{CreateError, Names};
 use crate::error::OpenError;
 use crate::format::DiskType;
@@ -24,6 +23,7 @@ use crate::import::Progress;
 use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
 use crate::pool::Pool;
+use crate::repair;
 use crate::reparent::write_parent;
 use crate::resize;
 use crate::storage::{Backing, FileStorage, next_data};
@@ -35,6 +35,8 @@ pub struct CloneOptions {
     pub unique_id: Uuid,
     /// The time of creation; the format keeps whole seconds from 2000 on.
     pub created: SystemTime,
+    /// Where the parent of a differencing disk is looked for.
+    pub search: ParentSearch,
 }
 
 impl CloneOptions {
@@ -43,6 +45,7 @@ impl CloneOptions {
         CloneOptions {
             unique_id: Uuid::new_v4(),
             created: SystemTime::now(),
+            search: ParentSearch::new(),
         }
     }
 }
@@ -69,15 +72,18 @@ pub struct CloneReport {
 /// is fixed. Elsewhere the data is copied, in the kernel where it can do
 /// that; there must be room for it, and the file system is asked before.
 ///
-/// A clone of a differencing disk has the same parent. It is no part of a
+/// A clone of a differencing disk has the same parent, and is told the way to
+/// where that is found now; refused where it is not found. It is no part of a
 /// saved state that the source belongs to. The source must not be open for
 /// writing. The clone gets its name when it is complete and durable; after an
-/// error or a cancellation nothing is left of it.
+/// error or a cancellation nothing is left of it. All that is written passes
+/// `gate`, and so does the naming.
 pub fn clone_disk(
     pool: &Pool,
     rel: impl AsRef<Path>,
     target_pool: &Pool,
     target: impl AsRef<Path>,
+    gate: Gate,
     options: &CloneOptions,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<CloneReport, OperationError> {
@@ -85,7 +91,6 @@ pub fn clone_disk(
     let place = pool.place(rel)?;
     let (source, _lock) = lock::open_locked(&place, Mode::Shared)
         .map_err(|error| OpenError::from_lock(rel, error))?;
-    refuse_cut_off(&place)?;
     let source = File::from(source);
     let to_source = |operation, source| OpenError::Io {
         path: rel.to_owned(),
@@ -99,13 +104,8 @@ pub fn clone_disk(
     let again = source
         .try_clone()
         .map_err(|error| to_source("duplicate the descriptor", error))?;
-    let gate = Gate::open();
-    gate.close();
-    let backing = Backing::new(
-        Box::new(FileStorage::new(again)),
-        gate,
-        &rel.to_string_lossy(),
-    );
+    let backing = Backing::read_only(again, rel);
+    repair::refuse_cut_off(&place, &backing)?;
     let bad = |refusal: Refusal| OpenError::from_refusal(rel, refusal);
     if resize::fixed::pending(&place, &backing)
         .map_err(bad)?
@@ -120,6 +120,12 @@ pub fn clone_disk(
     }
     let found = recognise(&backing, Tuning::default()).map_err(bad)?;
     let link = chain::read_link(&backing, &found).map_err(bad)?;
+    let link = link.map(|link| {
+        let identity = (metadata.dev(), metadata.ino());
+        let parent = chain::find(pool, rel, &link, &options.search, &[identity], false)?;
+        moved_link(link, target_pool, target, &parent.pool, &parent.rel)
+    });
+    let link = link.transpose()?.flatten();
     let data = data_len(&source, len).map_err(|error| to_source("look for data", error))?;
     report(0, len, progress)?;
     let need = match found.disk_type {
@@ -138,6 +144,8 @@ pub fn clone_disk(
     if have < need && target_pool.identity()?.0 != metadata.dev() {
         return Err(no_space(have));
     }
+    let gate_closed = OperationError::io(target);
+    drop(gate.enter().map_err(&gate_closed)?);
     let mut names = Names::take(target_pool, target)?;
     let file = names.create()?;
     names.lock_file(&file)?;
@@ -152,7 +160,9 @@ pub fn clone_disk(
         }
         .into(),
     };
+    let pass = gate.enter().map_err(&gate_closed)?;
     let reflinked = share(&source, &file).map_err(|error| to_target("share the data", error))?;
+    drop(pass);
     if !reflinked {
         let have = names.target.space()?.available;
         if have < need {
@@ -180,21 +190,23 @@ pub fn clone_disk(
         {
             at = run.start;
             while at < run.end {
-                let len = copy
+                let _pass = gate.enter().map_err(&gate_closed)?;
+                let copied = copy
                     .some(at..run.end)
                     .map_err(|error| to_target("copy the data", error))?;
-                write_behind(&file, at, len);
-                at += len;
+                write_behind(&file, at, copied);
+                at += copied;
                 report(at, len, progress)?;
             }
         }
     }
     let name = target.to_string_lossy();
-    let disk = Backing::new(Box::new(FileStorage::new(file)), Gate::open(), &name);
-    let link = link.and_then(|link| moved_link(pool, rel, target_pool, target, link).transpose());
-    make_own(&disk, target, link.transpose()?, options)?;
+    let disk = Backing::new(Box::new(FileStorage::new(file)), gate.clone(), &name);
+    make_own(&disk, target, link, options)?;
     report(len, len, progress)?;
+    let pass = gate.enter().map_err(&gate_closed)?;
     names.publish()?;
+    drop(pass);
     Ok(CloneReport {
         reflinked,
         bytes: if reflinked { 0 } else { data },
@@ -227,34 +239,20 @@ fn make_own(
     write().map_err(&io)
 }
 
-/// What the clone is told of its parent, where the source's way there is not
-/// the clone's.
+/// What the clone is told of its parent, where that is not what the source
+/// says.
 fn moved_link(
-    pool: &Pool,
-    rel: &Path,
+    link: ParentLink,
     target_pool: &Pool,
     target: &Path,
-    link: ParentLink,
+    parent_pool: &Pool,
+    parent_rel: &Path,
 ) -> Result<Option<NewParent>, OpenError> {
-    let Some(old) = link.relative.first() else {
-        return Ok(None);
-    };
-    let (relative, absolute) = if pool.identity()? == target_pool.identity()? {
-        let moved = chain::moved_path(rel, target, old);
-        if moved.as_ref() == Some(old) {
-            return Ok(None);
-        }
-        (moved, None)
-    } else {
-        (None, chain::absolute_of(pool, rel, old)?)
-    };
-    Ok(Some(NewParent {
-        unique_id: link.unique_id,
-        modified: link.modified,
-        name: link.name,
-        relative,
-        absolute: link.absolute.into_iter().next().or(absolute),
-    }))
+    let knows = (link.unique_id, link.modified);
+    let new = NewParent::locate(target_pool, target, parent_pool, parent_rel, knows)?;
+    let same = link.relative.first() == new.relative.as_ref()
+        && link.absolute.first() == new.absolute.as_ref();
+    Ok((!same).then_some(new))
 }
 
 /// How many bytes of a file are not holes.

@@ -6,35 +6,41 @@
 //! or the other, as a whole.
 
 use std::fs::{File, FileTimes, Metadata, Permissions};
+use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Gid, Uid};
 
 use crate::block::{BlockDevice, ExtentKind, IoError};
-use crate::chain::ParentSearch;
 use crate::children::children_of;
 use crate::create::{Names, NewDisk};
 use crate::error::OpenError;
-use crate::format::{DiskType, SECTOR, footer};
+use crate::format::DiskType;
 use crate::gate::Gate;
 use crate::image::{Dynamic, Image, Tuning, formatted_len, recognise};
 use crate::import::{Progress, is_zero};
 use crate::lock::{self, Mode};
-use crate::merge;
+use crate::modified::later_second;
 use crate::operation::{OperationError, report};
-use crate::pool::{Place, Pool};
+use crate::pool::Pool;
 use crate::repair;
-use crate::storage::{Backing, FileStorage};
+use crate::room::{self, Room};
+use crate::sidefile::MERGING;
+use crate::storage::Backing;
+
+/// Says what of a disk holds nothing: ranges in bytes, sorted, and none over
+/// another.
+pub type FreeRanges<'a> = dyn Fn(&dyn BlockDevice) -> io::Result<Vec<Range<u64>>> + 'a;
 
 /// How a disk is compacted.
-#[derive(Debug, Clone, Default)]
-pub struct CompactOptions {
-    /// Ranges of the disk, in bytes, that are known to hold nothing: sorted,
-    /// and none over another. They are zeros afterwards, whatever they were.
-    pub free: Vec<Range<u64>>,
+#[derive(Clone, Default)]
+pub struct CompactOptions<'a> {
+    /// What of the disk is free: zeros afterwards, whatever it was. Asked for
+    /// while the disk is locked, so that nobody can begin to use it
+    /// meanwhile. `None`: nothing is.
+    pub free: Option<&'a FreeRanges<'a>>,
     /// A new name in the same pool for the result; the old file stays as it
     /// is. `None`: the result takes the place of the disk.
     pub target: Option<PathBuf>,
@@ -42,9 +48,16 @@ pub struct CompactOptions {
     /// disk, so that reading the disk reads the file from front to back.
     /// Otherwise they keep the order that they have.
     pub defragment: bool,
-    /// Where parents are looked for. Without effect today: a disk that has
-    /// one is refused.
-    pub search: ParentSearch,
+}
+
+impl std::fmt::Debug for CompactOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CompactOptions")
+            .field("free", &self.free.is_some())
+            .field("target", &self.target)
+            .field("defragment", &self.defragment)
+            .finish()
+    }
 }
 
 /// What a compaction did.
@@ -78,13 +91,18 @@ pub struct CompactReport {
 /// of modification, so that its children still fit. With free ranges it is
 /// refused while the pool holds a child of it.
 ///
+/// Everything that is written passes `gate`, and so does the new file's taking
+/// the place of the old one: a host that may have been fenced must not put its
+/// file over another's.
+///
 /// Refused also for a fixed disk, which has no blocks; for a differencing
 /// disk, where a block of zeros may cover data of the parent; and for one
 /// that belongs to a saved state.
 pub fn compact(
     pool: &Pool,
     rel: impl AsRef<Path>,
-    options: &CompactOptions,
+    gate: Gate,
+    options: &CompactOptions<'_>,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<CompactReport, OperationError> {
     let rel = rel.as_ref();
@@ -96,12 +114,9 @@ pub fn compact(
     let (file, lock) = lock::open_locked(&place, Mode::Exclusive)
         .map_err(|error| OpenError::from_lock(rel, error))?;
     let file = File::from(file);
-    refuse_cut_off(&place)?;
     let old = file.metadata().map_err(system(rel, "look at the file"))?;
-    let gate = Gate::open();
-    gate.close();
-    let name = rel.to_string_lossy();
-    let backing = Backing::new(Box::new(FileStorage::new(file)), gate, &name);
+    let backing = Backing::read_only(file, rel);
+    repair::refuse_cut_off(&place, &backing)?;
     let bad = |refusal| OpenError::from_refusal(rel, refusal);
     let found = recognise(&backing, Tuning::default()).map_err(bad)?;
     match found.disk_type {
@@ -125,15 +140,21 @@ pub fn compact(
         ));
     }
     let size = found.footer.current_size;
-    check_free(&options.free, size).map_err(refused)?;
     if options.target.is_none() && old.nlink() > 1 {
         return Err(refused(
             "its file has another name (a hard link), which would keep the old file; remove that, or give the result a name of its own"
                 .to_owned(),
         ));
     }
-    if !options.free.is_empty() {
-        let children = children_of(pool, rel, found.footer.unique_id)?;
+    let block_size = found.layout().map_or(0, |layout| layout.block_size);
+    let source = Dynamic::load(backing, &found, None, true, Tuning::default()).map_err(bad)?;
+    let free = match options.free {
+        Some(free) => free(&source).map_err(system(rel, "look for what is free"))?,
+        None => Vec::new(),
+    };
+    check_free(&free, size).map_err(refused)?;
+    if !free.is_empty() {
+        let children = children_of(pool, rel, &[found.footer.unique_id])?;
         if let Some(child) = children.first() {
             return Err(refused(format!(
                 "its free space can't be given up while it is the parent of {} ({} in all): that would change what they show; compact it without, or merge them first",
@@ -142,8 +163,6 @@ pub fn compact(
             )));
         }
     }
-    let block_size = found.layout().map_or(0, |layout| layout.block_size);
-    let source = Dynamic::load(backing, &found, None, true, Tuning::default()).map_err(bad)?;
     let order = if options.defragment {
         let mut order = source.blocks_in_file_order();
         order.sort_unstable();
@@ -156,7 +175,7 @@ pub fn compact(
         rel,
         block_size,
         order: &order,
-        free: &options.free,
+        free: &free,
     };
     let metadata = formatted_len(DiskType::Dynamic, size, block_size);
     let space = || pool.place(rel).and_then(|place| place.space());
@@ -182,11 +201,13 @@ pub fn compact(
         None => Names::replacing(place, lock)?,
     };
     let target = options.target.as_deref().unwrap_or(rel);
-    let new = NewDisk::begin_again(names, &found.footer, block_size, need)?;
+    let io = OperationError::io(rel);
+    drop(gate.enter().map_err(&io)?);
+    let new = NewDisk::begin_again(names, &found.footer, block_size, need, &gate)?;
     let blocks_after = copy.to(new.image(), target, progress)?;
     new.seal()?;
     let file = new.file()?;
-    adopt(&file, &old, !options.free.is_empty()).map_err(system(
+    adopt(&file, &old, !free.is_empty()).map_err(system(
         target,
         "give the new file the old one's owner and times",
     ))?;
@@ -195,12 +216,15 @@ pub fn compact(
         .map_err(system(target, "look at the file"))?;
     // The last moment to change one's mind.
     report(copy.total(), copy.total(), progress)?;
-    if options.target.is_none() && !options.free.is_empty() {
+    // Held until it has its name.
+    let pass = gate.enter().map_err(&io)?;
+    if options.target.is_none() && !free.is_empty() {
         // A merge into it that was cut off must not go on as if it were the
         // same: its child may lie in another pool.
-        merge::marker::forget(&pool.place(rel)?)?;
+        MERGING.forget(&pool.place(rel)?)?;
     }
     drop(new.publish()?);
+    drop(pass);
     drop(kept);
     Ok(CompactReport {
         old_len: old.len(),
@@ -212,17 +236,6 @@ pub fn compact(
             .blocks()
             .saturating_sub(metadata.blocks())
             .saturating_mul(512),
-    })
-}
-
-/// Refuses a disk that a repair has left half-way.
-pub(crate) fn refuse_cut_off(place: &Place) -> Result<(), OpenError> {
-    if !repair::journal::is_cut_off(place)? {
-        return Ok(());
-    }
-    Err(OpenError::Corrupt {
-        path: place.rel().to_owned(),
-        found: "a repair of it was cut off: repair it again, or undo that".to_owned(),
     })
 }
 
@@ -262,7 +275,7 @@ fn adopt(file: &File, old: &Metadata, changed: bool) -> std::io::Result<()> {
     file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
     let before = old.modified()?;
     let modified = if changed {
-        different_second(before, new.modified()?)
+        later_second(before, new.modified()?)
     } else {
         before
     };
@@ -270,21 +283,11 @@ fn adopt(file: &File, old: &Metadata, changed: bool) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// `now`, moved on if children could not tell it from `before`: they know
-/// their parent's time to the second.
-fn different_second(before: SystemTime, now: SystemTime) -> SystemTime {
-    if footer::timestamp(before) == footer::timestamp(now) {
-        before + Duration::from_secs(1)
-    } else {
-        now
-    }
-}
-
 /// How much is read at once.
 const CHUNK: u64 = 1 << 20;
 /// Zeros are looked for in pieces of this size: the block of most file
 /// systems, so that a hole saves what it covers.
-const PIECE: usize = 4096;
+const PIECE: usize = room::PIECE as usize;
 
 /// The copying of what a disk holds.
 struct Copy<'a> {
@@ -302,19 +305,16 @@ impl Copy<'_> {
         self.order.len() as u64 * u64::from(self.block_size)
     }
 
-    /// What a block takes besides its data: its bitmap, and what aligns it.
-    fn overhead(&self) -> u64 {
-        PIECE as u64 + u64::from(self.block_size).div_ceil(8 * SECTOR)
-    }
-
     /// How many bytes the new file takes at most, without looking at the data.
     fn most(&self) -> Result<u64, IoError> {
         let mut bytes = 0;
         for &block in self.order {
-            bytes += self.overhead();
-            for range in self.data(block)? {
-                bytes += (range.end - range.start).next_multiple_of(PIECE as u64);
-            }
+            bytes += room::block_overhead(self.block_size);
+            let mut room = Room::flat();
+            self.data(block)?
+                .into_iter()
+                .for_each(|range| room.add(range));
+            bytes += room.bytes();
         }
         Ok(bytes)
     }
@@ -326,13 +326,13 @@ impl Copy<'_> {
     ) -> Result<u64, OperationError> {
         let mut bytes = 0;
         for &block in self.order {
-            let mut held = 0;
-            self.visit(block, |piece, _| {
-                held += (piece.len() as u64).next_multiple_of(PIECE as u64);
+            let mut held = Room::flat();
+            self.visit(block, |piece, offset| {
+                held.add(offset..offset + piece.len() as u64);
                 Ok(())
             })?;
-            if held > 0 {
-                bytes += held + self.overhead();
+            if held.bytes() > 0 {
+                bytes += held.bytes() + room::block_overhead(self.block_size);
             }
             report(0, self.total(), progress)?;
         }

@@ -17,6 +17,7 @@ use crate::gate::Gate;
 use crate::import::{Device, Progress};
 use crate::operation::{OperationError, report};
 use crate::pool::Pool;
+use crate::room::Room;
 use crate::storage::{Backing, FileStorage};
 use crate::vhd::{Access, Opened};
 
@@ -59,7 +60,8 @@ pub struct CopyReport {
 /// included: the way to another type, and to merge a chain into a new disk.
 /// The source stays as it is, and must not be open for writing. The target
 /// gets its name when it is complete and durable; after an error or a
-/// cancellation nothing is left of it.
+/// cancellation nothing is left of it. All that is written passes `gate`, and
+/// so does the naming.
 ///
 /// A source one of whose parents was modified is refused, see
 /// [`OpenError::ParentChanged`].
@@ -68,6 +70,7 @@ pub fn convert(
     rel: impl AsRef<Path>,
     target_pool: &Pool,
     target: impl AsRef<Path>,
+    gate: Gate,
     options: &ConvertOptions,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<CopyReport, OperationError> {
@@ -87,8 +90,12 @@ pub fn convert(
         created: options.created,
         block_size: BLOCK_SIZE,
         parent: None,
+        gate,
     };
-    let data = data_len(&*source.image).map_err(OperationError::io(rel))?;
+    let to_target = OperationError::io(target);
+    drop(blueprint.gate.enter().map_err(&to_target)?);
+    let room = data_room(&*source.image, Room::in_blocks(BLOCK_SIZE));
+    let data = room.map_err(OperationError::io(rel))?;
     let new = NewDisk::begin_over(
         target_pool,
         target,
@@ -96,10 +103,19 @@ pub fn convert(
         Some(data),
         None,
         Vec::new(),
+        &mut || {
+            progress(Progress {
+                done: 0,
+                total: blueprint.size,
+            })
+        },
     )?;
     let to = Device(new.image());
     let written_bytes = copy(&*source.image, rel, target, &to, progress)?;
-    drop(new.finish()?);
+    new.seal()?;
+    let pass = blueprint.gate.enter().map_err(&to_target)?;
+    drop(new.publish()?);
+    drop(pass);
     Ok(CopyReport {
         size: blueprint.size,
         written_bytes,
@@ -119,7 +135,7 @@ pub fn export_raw(
     let (rel, target) = (rel.as_ref(), target.as_ref());
     let source = open_source(pool, rel, search)?;
     let size = source.image.size();
-    let need = data_len(&*source.image).map_err(OperationError::io(rel))?;
+    let need = data_room(&*source.image, Room::flat()).map_err(OperationError::io(rel))?;
     let have = target_pool.space()?.available;
     if have < need {
         return Err(OperationError::NoSpace {
@@ -172,20 +188,19 @@ fn visit<E>(
     Ok(())
 }
 
-/// How many bytes may be other than zero.
-fn data_len(disk: &dyn BlockDevice) -> Result<u64, IoError> {
-    let mut len = 0;
+/// How much room what may be other than zero takes.
+fn data_room(disk: &dyn BlockDevice, mut room: Room) -> Result<u64, IoError> {
     visit(
         disk,
         |error| error,
         |extent| {
             if extent.kind == ExtentKind::Data {
-                len += extent.len;
+                room.add(extent.offset..extent.offset + extent.len);
             }
             Ok(())
         },
     )?;
-    Ok(len)
+    Ok(room.bytes())
 }
 
 /// A new raw image.

@@ -14,10 +14,12 @@ use crate::block::IoError;
 pub(crate) use crate::copying::is_zero;
 use crate::copying::{self, CHUNK, Feed, PIECE, Stopped, Target};
 use crate::create::{CreateError, CreateOptions, NewDisk};
+use crate::format::bat::BLOCK_SIZE;
 use crate::format::footer::{self, Footer};
 use crate::format::{DiskType, SECTOR, foreign};
 use crate::image::Image;
 use crate::pool::Pool;
+use crate::room::Room;
 use crate::size::{DiskSize, DiskSizeError};
 use crate::storage::next_data;
 
@@ -66,7 +68,7 @@ pub struct ImportReport {
 pub enum ImportError {
     /// The target can't be made.
     #[error(transparent)]
-    Create(#[from] CreateError),
+    Create(CreateError),
     /// The source is larger than the disk is to be.
     #[error("the source has {source_bytes} bytes and the disk only {size}: choose a larger size")]
     SourceTooLarge {
@@ -117,6 +119,15 @@ pub enum ImportError {
     },
 }
 
+impl From<CreateError> for ImportError {
+    fn from(error: CreateError) -> ImportError {
+        match error {
+            CreateError::Cancelled => ImportError::Cancelled,
+            error => ImportError::Create(error),
+        }
+    }
+}
+
 struct Hex<'a>(&'a [u8; 32]);
 
 impl std::fmt::Display for Hex<'_> {
@@ -150,10 +161,12 @@ pub fn import_raw(
         create.unique_id = unique_id;
     }
     let data = match options.disk_type {
-        DiskType::Dynamic => Some(runs.len()?),
+        DiskType::Dynamic => Some(runs.room()?),
         _ => None,
     };
-    let disk = NewDisk::begin(pool, rel, &create, data)?;
+    let disk = NewDisk::begin(pool, rel, &create, data, &mut || {
+        progress(Progress { done: 0, total })
+    })?;
     // Where the kernel can't be told, it finds out by itself.
     let _ = rustix::fs::fadvise(source, 0, None, Advice::Sequential);
     let mut reading = Reading {
@@ -279,14 +292,14 @@ impl DataRuns<'_> {
         Ok(())
     }
 
-    /// How many bytes they have together.
-    fn len(&self) -> Result<u64, ImportError> {
-        let mut len = 0;
+    /// How much room they take in a new dynamic disk, at most.
+    fn room(&self) -> Result<u64, ImportError> {
+        let mut room = Room::in_blocks(BLOCK_SIZE);
         self.visit(|data| {
-            len += data.end - data.start;
+            room.add(data);
             Ok::<_, ImportError>(())
         })?;
-        Ok(len)
+        Ok(room.bytes())
     }
 }
 

@@ -16,13 +16,12 @@ use crate::format::bat::{self, Layout, UNALLOCATED};
 use crate::format::footer;
 use crate::format::geometry::Geometry;
 use crate::format::{DiskType, SECTOR};
-use crate::gate::Gate;
 use crate::image::{Recognised, Refusal};
 use crate::linked::{self, LinkedInfo};
 use crate::lock::{self, LockInfo};
 use crate::pool::Pool;
 use crate::resize;
-use crate::storage::{Backing, FileStorage};
+use crate::storage::Backing;
 
 /// What a VHD says of itself, and what it takes on its file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,13 +178,7 @@ fn look(pool: &Pool, rel: &Path) -> Result<Look, OpenError> {
         let info = of_linked(linked, &metadata, lock);
         return Ok((info, (metadata.dev(), metadata.ino()), None));
     }
-    let gate = Gate::open();
-    gate.close();
-    let backing = Backing::new(
-        Box::new(FileStorage::new(file)),
-        gate,
-        &rel.to_string_lossy(),
-    );
+    let backing = Backing::read_only(file, rel);
     let read = || -> Result<Look, Refusal> {
         let found = resize::fixed::recognise_at(&place, &backing)?;
         let blocks = match found.layout() {

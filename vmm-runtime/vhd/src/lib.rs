@@ -42,7 +42,6 @@ mod compact;
 mod convert;
 mod copying;
 mod create;
-mod dependents;
 mod error;
 mod format;
 #[cfg(fuzzing)]
@@ -56,6 +55,7 @@ mod inspect;
 mod linked;
 mod lock;
 mod merge;
+mod modified;
 mod operation;
 mod pool;
 mod queue;
@@ -63,10 +63,15 @@ mod remove;
 mod repair;
 mod reparent;
 mod resize;
+mod room;
+mod sidefile;
 mod size;
+#[cfg(test)]
+mod space_tests;
 mod storage;
 #[cfg(test)]
 mod survey;
+mod tidy;
 mod undo;
 mod vhd;
 
@@ -77,7 +82,7 @@ pub use child::ChildOptions;
 pub use children::children;
 pub use claim::claim;
 pub use clone::{CloneOptions, CloneReport, clone_disk};
-pub use compact::{CompactOptions, CompactReport, compact};
+pub use compact::{CompactOptions, CompactReport, FreeRanges, compact};
 pub use convert::{ConvertOptions, CopyReport, convert, export_raw};
 pub use create::{CreateError, CreateOptions};
 pub use error::{OpenError, OpenErrorKind};

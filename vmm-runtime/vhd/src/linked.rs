@@ -23,10 +23,12 @@ use crate::convert::{ConvertOptions, CopyReport};
 use crate::create::{CreateError, CreateOptions, Names, NewDisk};
 use crate::error::OpenError;
 use crate::format::DiskType;
+use crate::format::bat::BLOCK_SIZE;
 use crate::import::Progress;
 use crate::lock::{Mode, Sidecar};
 use crate::operation::{OperationError, report};
 use crate::pool::Pool;
+use crate::room::Room;
 use crate::size::DiskSize;
 
 pub(crate) use descriptor::{MAGIC, MAX_LEN, parse};
@@ -196,8 +198,14 @@ fn import(
         unique_id: options.unique_id,
         created: options.created,
     };
-    let data = (options.disk_type == DiskType::Dynamic).then_some(total);
-    let new = NewDisk::begin(target_pool, target, &create, data)?;
+    let data = (options.disk_type == DiskType::Dynamic).then(|| {
+        let mut room = Room::in_blocks(BLOCK_SIZE);
+        room.add(0..total);
+        room.bytes()
+    });
+    let new = NewDisk::begin(target_pool, target, &create, data, &mut || {
+        progress(Progress { done: 0, total })
+    })?;
     let to_target = OperationError::io(target);
     let mut buf = vec![0; CHUNK as usize];
     let (mut at, mut written) = (0, 0);

@@ -5,23 +5,23 @@
 //! off is begun again. But a parent that was written to is not as its child
 //! knows it any more; a record beside the child, durable before the parent is
 //! touched, tells that this is the doing of a merge, and a `marker` beside the
-//! parent that it is the doing of nobody else. The child goes when the parent
-//! is durable, marker and record after it.
+//! parent that it is the doing of nobody else. When the parent is durable, the
+//! record says so, and then the child goes, marker and record after it: while
+//! a record of a merge that was only begun is there without its child, the
+//! parent has a part of it, and nobody takes that for the whole.
 
+mod dependents;
 pub(crate) mod marker;
+mod record;
 
 use std::fs::File;
-use std::io::Read;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use crate::block::{BlockDevice, ExtentKind, IoError};
-use crate::chain::{self, ParentSearch};
-use crate::dependents;
+use crate::block::{BlockDevice, IoError};
+use crate::chain::{self, ParentLink, ParentSearch};
 use crate::error::OpenError;
 use crate::format::DiskType;
 use crate::gate::Gate;
@@ -29,13 +29,17 @@ use crate::gate::Gate;
 use crate::image::Mutant;
 use crate::image::{Absent, Dynamic, Image, Refusal, Tuning, recognise};
 use crate::import::{Progress, is_zero};
-use crate::lock::{self, Mode};
+use crate::lock::{self, Mode, Sidecar};
 use crate::operation::{OperationError, report};
-use crate::pool::{Place, Pool, PoolError};
-use crate::storage::{Backing, FileStorage};
+use crate::pool::{Place, Pool};
+use crate::repair;
+use crate::sidefile::{self, MERGING};
+use crate::storage::Backing;
 use crate::vhd::Opened;
 
 use marker::Marker;
+pub(crate) use record::Record;
+use record::State;
 
 /// How a disk is merged into its parent.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +48,7 @@ pub struct MergeOptions {
     pub search: ParentSearch,
     /// Other children of the parent, and children of the disk itself, as far
     /// as the caller knows: a merge makes all of them useless. Those in the
-    /// folders of the two are found without that.
+    /// pools of the two are found without that.
     pub dependents: Vec<PathBuf>,
     /// Merge all the same; and into a parent that was modified since its
     /// child was made, or since an earlier merge was cut off.
@@ -66,9 +70,11 @@ pub struct MergeReport {
 /// Merges the disk `rel` into its parent and removes it. Nobody may have
 /// either of them open. Every change of the parent passes `gate`.
 ///
-/// Refused, unless forced, while there are dependents, and when the parent
-/// was modified by anything else; when the two differ in size; and for lack
-/// of space, before anything is touched.
+/// Refused, unless forced, while there are dependents, in any folder of the
+/// two disks' pools, and when the parent was modified by anything else; when
+/// the two differ in size; while a repair of either is cut off; and for lack of
+/// space, before anything is touched. Refused also for a child that is gone
+/// while the parent has only a part of it.
 ///
 /// After an error, a cancellation or a crash the parent has a part of it. The
 /// child shows what it did before, but for reading only; merging it again
@@ -86,181 +92,276 @@ pub fn merge(
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<MergeReport, OperationError> {
     let rel = rel.as_ref();
-    let refused = |reason: String| OperationError::Refused {
-        path: rel.to_owned(),
-        reason,
-    };
-    let mut dependents: Vec<String> = options
-        .dependents
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
     let place = pool.place(rel)?;
-    let record = place.with_suffix(".merge")?;
-    if !place.exists()? && read_record(&record)?.is_some() {
-        record.unlink()?;
-        record.sync_folder()?;
-        return Ok(MergeReport {
-            parent: None,
-            merged_bytes: 0,
-            resumed: true,
-        });
+    let record = Record::read(&place)?;
+    if let Some(record) = record
+        && !place.exists()?
+    {
+        return end_without_child(&place, record);
     }
-    let (file, lock) = lock::open_locked(&place, Mode::Exclusive)
-        .map_err(|error| OpenError::from_lock(rel, error))?;
-    let file = File::from(file);
-    let (identity, _) = chain::look_at(rel, &file)?;
-    let closed = Gate::open();
-    closed.close();
-    let name = rel.to_string_lossy();
-    let backing = Backing::new(Box::new(FileStorage::new(file)), closed, &name);
-    let bad = |refusal: Refusal| OpenError::from_refusal(rel, refusal);
-    let found = recognise(&backing, Tuning::default()).map_err(bad)?;
-    let Some(link) = chain::read_link(&backing, &found).map_err(bad)? else {
-        return Err(refused(format!(
-            "it is a {} disk and has no parent to be merged into",
-            found.disk_type
-        )));
-    };
-    debug_assert_eq!(found.disk_type, DiskType::Differencing);
-    let child_id = found.footer.unique_id;
-    let size = found.footer.current_size;
-    let absent = Box::new(Absent::new(size));
-    let child =
-        Dynamic::load(backing, &found, Some(absent), true, Tuning::default()).map_err(bad)?;
-    let resumed = read_record(&record)? == Some((child_id, link.unique_id));
-    let at = chain::find(pool, rel, &link, &options.search, &[identity], false)?;
-    let (parent_pool, parent_rel) = (at.pool, at.rel);
-    let parent_place = parent_pool.place(&parent_rel)?;
+    let child = Child::lock(pool, rel, place)?;
+    let mine = record.filter(|record| record.is_of(&child));
+    if mine.is_some_and(|record| record.state == State::Done) {
+        child.remove(&gate)?;
+        return Ok(ENDED);
+    }
+    let parent = child.find_parent(gate.clone(), options)?;
+    child.refuse_another(&parent)?;
+    let resumed = mine.is_some();
     if !options.force {
-        dependents.extend(dependents::children(&place, child_id)?);
-        for folder in [&place, &parent_place] {
-            for name in dependents::children(folder, link.unique_id)? {
-                let sibling =
-                    folder.sibling(Path::new(&name).file_name().unwrap_or_default().to_owned())?;
-                if sibling.identity()? != identity && !dependents.contains(&name) {
-                    dependents.push(name);
-                }
-            }
-        }
-        if !dependents.is_empty() {
-            return Err(refused(format!(
-                "merging it would make other disks useless: {}; merge or remove those first",
-                dependents.join(", ")
-            )));
-        }
+        child.refuse_changes(&parent, resumed)?;
     }
-    let parent = Opened::open_to_merge(&parent_pool, &parent_rel, gate.clone(), &options.search)?;
-    if parent.unique_id != link.unique_id {
-        return Err(OpenError::ParentMismatch {
-            path: rel.to_owned(),
-            parent: parent_rel,
-            expected: link.unique_id,
-            found: parent.unique_id,
-        }
-        .into());
-    }
-    if resumed && !options.force && parent.modified != link.modified {
-        let modified = marker::modified(&parent_place)?;
-        match marker::read(&parent_place, child_id)? {
-            Some(span) if (span.from..=span.until).contains(&modified) => {}
-            Some(_) => {
-                return Err(refused(format!(
-                    "merging it into {} was cut off, and that was modified since by something else; \
-                     compare the two, then convert the child to keep it, or force the merge",
-                    parent_rel.display()
-                )));
-            }
-            None => {
-                return Err(refused(format!(
-                    "merging it into {} was cut off, and that was opened for writing since ({} is gone); \
-                     compare the two, then convert the child to keep it, or force the merge",
-                    parent_rel.display(),
-                    marker::name(&parent_rel)
-                )));
-            }
-        }
-    }
-    if parent.modified != link.modified && !resumed && !options.force {
-        return Err(OpenError::ParentChanged {
-            path: rel.to_owned(),
-            parent: parent_rel,
-            expected: link.modified,
-            found: parent.modified,
-        }
-        .into());
-    }
-    if parent.image.size() != size {
-        return Err(refused(format!(
-            "it has {size} bytes and its parent {}; resize the parent first",
-            parent.image.size()
+    let size = parent.disk.image.size();
+    if size != child.image.size() {
+        return Err(child.refused(format!(
+            "it has {} bytes and its parent {size}; resize the parent first",
+            child.image.size()
         )));
     }
-    let to_parent = OperationError::io(&parent_rel);
-    let need = growth(&child, &*parent.image).map_err(&to_parent)?;
-    let have = parent_place.space()?.available;
-    if have < need {
-        return Err(OperationError::NoSpace {
-            path: parent_rel,
-            need,
-            have,
-        });
-    }
-    // A record without a merge would hide a later change of the parent.
-    gate.enter().map(drop).map_err(&to_parent)?;
-    if !resumed {
-        write_record(&record, child_id, link.unique_id)?;
-    }
-    let mut marker = Marker::set(&parent_place, child_id)?;
-    let merged = merge_images(
-        &child,
-        rel,
-        &*parent.image,
-        &parent_rel,
-        &mut || Ok(marker.before_write()?),
-        progress,
-    )
-    .and_then(|merged| parent.image.put_away().map(|()| merged).map_err(&to_parent));
-    let merged_bytes = match merged {
-        Ok(merged) => merged,
-        Err(error) => {
-            // From now on nobody modifies it but others. If that can't be
-            // noted, some of their writes will be taken for ours.
-            if parent.image.flush().is_ok() {
-                let _ = marker.stop(&parent_place);
-            }
-            return Err(error);
-        }
-    };
-    drop(parent);
-    drop(child);
-    place.unlink()?;
-    place.sync_folder()?;
-    marker::forget(&parent_place)?;
-    record.unlink()?;
-    record.sync_folder()?;
-    lock.remove()?;
+    child.refuse_without_space(&parent)?;
+    let merged_bytes = child.run(&parent, &gate, resumed, progress)?;
+    let Parent { rel, place, .. } = parent;
+    child.remove(&gate)?;
+    MERGING.forget(&place)?;
     Ok(MergeReport {
-        parent: Some(parent_rel),
+        parent: Some(rel),
         merged_bytes,
         resumed,
     })
 }
 
-/// How many bytes of the child the parent has no place for.
+/// The report on a merge that had come to its end.
+const ENDED: MergeReport = MergeReport {
+    parent: None,
+    merged_bytes: 0,
+    resumed: true,
+};
+
+/// Ends a merge whose child is gone, if the parent has all of it.
+fn end_without_child(place: &Place, record: Record) -> Result<MergeReport, OperationError> {
+    if record.state == State::Done {
+        sidefile::forget_all(place)?;
+        return Ok(ENDED);
+    }
+    let record_rel = sidefile::MERGE.place(place)?.rel().display().to_string();
+    Err(OperationError::Refused {
+        path: place.rel().to_owned(),
+        reason: format!(
+            "merging it into the disk {} was begun and not ended, and it is gone: the parent has a part of it. \
+             Put the child {} back and merge it again, or restore the parent; then remove {record_rel}",
+            record.parent, record.child
+        ),
+    })
+}
+
+impl Record {
+    fn is_of(&self, child: &Child<'_>) -> bool {
+        (self.child, self.parent) == (child.id, child.link.unique_id)
+    }
+}
+
+/// A child that is to be merged. Nobody else has it open.
+struct Child<'a> {
+    pool: &'a Pool,
+    rel: &'a Path,
+    place: Place,
+    identity: (u64, u64),
+    id: Uuid,
+    link: ParentLink,
+    /// What it holds itself.
+    image: Dynamic,
+    lock: Sidecar,
+}
+
+/// The parent, open for writing.
+struct Parent {
+    rel: PathBuf,
+    place: Place,
+    disk: Opened,
+}
+
+impl<'a> Child<'a> {
+    fn lock(pool: &'a Pool, rel: &'a Path, place: Place) -> Result<Child<'a>, OperationError> {
+        let (file, lock) = lock::open_locked(&place, Mode::Exclusive)
+            .map_err(|error| OpenError::from_lock(rel, error))?;
+        let file = File::from(file);
+        let (identity, _) = chain::look_at(rel, &file)?;
+        let backing = Backing::read_only(file, rel);
+        let bad = |refusal: Refusal| OpenError::from_refusal(rel, refusal);
+        repair::refuse_cut_off(&place, &backing)?;
+        let found = recognise(&backing, Tuning::default()).map_err(bad)?;
+        let Some(link) = chain::read_link(&backing, &found).map_err(bad)? else {
+            return Err(OperationError::Refused {
+                path: rel.to_owned(),
+                reason: format!(
+                    "it is a {} disk and has no parent to be merged into",
+                    found.disk_type
+                ),
+            });
+        };
+        let absent = Box::new(Absent::new(found.footer.current_size));
+        let image =
+            Dynamic::load(backing, &found, Some(absent), true, Tuning::default()).map_err(bad)?;
+        Ok(Child {
+            pool,
+            rel,
+            place,
+            identity,
+            id: found.footer.unique_id,
+            link,
+            image,
+            lock,
+        })
+    }
+
+    fn refused(&self, reason: String) -> OperationError {
+        OperationError::Refused {
+            path: self.rel.to_owned(),
+            reason,
+        }
+    }
+
+    /// Finds the parent, and opens it for writing if nothing depends on it.
+    fn find_parent(&self, gate: Gate, options: &MergeOptions) -> Result<Parent, OperationError> {
+        let search = &options.search;
+        let seen = [self.identity];
+        let found = chain::find(self.pool, self.rel, &self.link, search, &seen, false)?;
+        let (pool, rel) = (found.pool, found.rel);
+        if !options.force {
+            self.refuse_dependents(&pool, &options.dependents)?;
+        }
+        Ok(Parent {
+            place: pool.place(&rel)?,
+            disk: Opened::open_to_merge(&pool, &rel, gate, search)?,
+            rel,
+        })
+    }
+
+    /// Refuses a parent that took the place of the one that was found.
+    fn refuse_another(&self, parent: &Parent) -> Result<(), OpenError> {
+        if parent.disk.unique_id == self.link.unique_id {
+            return Ok(());
+        }
+        Err(OpenError::ParentMismatch {
+            path: self.rel.to_owned(),
+            parent: parent.rel.clone(),
+            expected: self.link.unique_id,
+            found: parent.disk.unique_id,
+        })
+    }
+
+    /// Refuses a parent that anything but this merge has modified. `resumed`:
+    /// whether the merge may have.
+    fn refuse_changes(&self, parent: &Parent, resumed: bool) -> Result<(), OperationError> {
+        if parent.disk.modified == self.link.modified {
+            return Ok(());
+        }
+        if !resumed {
+            return Err(OpenError::ParentChanged {
+                path: self.rel.to_owned(),
+                parent: parent.rel.clone(),
+                expected: self.link.modified,
+                found: parent.disk.modified,
+            }
+            .into());
+        }
+        let modified = marker::modified(&parent.place)?;
+        let why = match marker::read(&parent.place, self.id)? {
+            Some(span) if (span.from..=span.until).contains(&modified) => return Ok(()),
+            Some(_) => "modified since by something else".to_owned(),
+            None => format!(
+                "opened for writing since ({} is gone)",
+                MERGING.place(&parent.place)?.rel().display()
+            ),
+        };
+        Err(self.refused(format!(
+            "merging it into {} was cut off, and that was {why}; compare the two, then reconnect the child \
+             to the parent as it is if what it shows is right, or force the merge",
+            parent.rel.display()
+        )))
+    }
+
+    fn refuse_without_space(&self, parent: &Parent) -> Result<(), OperationError> {
+        let growth = growth(&self.image, &*parent.disk.image);
+        let mut need = growth.map_err(OperationError::io(&parent.rel))?;
+        if parent.disk.disk_type == DiskType::Fixed {
+            // What was reserved and never written looks like a hole.
+            need = need.min(parent.place.missing()?);
+        }
+        let have = parent.place.space()?.available;
+        if have < need {
+            return Err(OperationError::NoSpace {
+                path: parent.rel.clone(),
+                need,
+                have,
+            });
+        }
+        Ok(())
+    }
+
+    /// Merges it, and says so in its record when the parent is durable.
+    fn run(
+        &self,
+        parent: &Parent,
+        gate: &Gate,
+        resumed: bool,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<u64, OperationError> {
+        let to_parent = OperationError::io(&parent.rel);
+        let image = &*parent.disk.image;
+        // A record without a merge would hide a later change of the parent.
+        gate.enter().map(drop).map_err(&to_parent)?;
+        let record = Record {
+            state: State::Begun,
+            child: self.id,
+            parent: self.link.unique_id,
+        };
+        if !resumed {
+            record.write(&self.place)?;
+        }
+        let mut marker = Marker::set(&parent.place, self.id)?;
+        let merged = merge_images(
+            &self.image,
+            self.rel,
+            image,
+            &parent.rel,
+            &mut || Ok(marker.before_write()?),
+            progress,
+        );
+        let ended = merged.and_then(|merged| {
+            image.put_away().map_err(&to_parent)?;
+            parent.disk.move_on().map_err(&to_parent)?;
+            record.end(&self.place)?;
+            Ok(merged)
+        });
+        if ended.is_err() && image.flush().is_ok() {
+            // From now on nobody modifies it but others. If that can't be
+            // noted, some of their writes will be taken for ours.
+            let _ = parent.disk.move_on();
+            let _ = marker.stop(&parent.place);
+        }
+        ended
+    }
+
+    /// Removes it and what lies beside it: the parent has all of it.
+    fn remove(self, gate: &Gate) -> Result<(), OperationError> {
+        let _pass = gate.enter().map_err(OperationError::io(self.rel))?;
+        drop(self.image);
+        self.place.unlink()?;
+        self.place.sync_folder()?;
+        sidefile::forget_all(&self.place)?;
+        self.lock.remove()?;
+        Ok(())
+    }
+}
+
+/// How many bytes the parent's file system needs for what the child holds.
 fn growth(child: &Dynamic, parent: &dyn Image) -> Result<u64, IoError> {
-    let mut need = 0;
+    let (mut need, mut after) = (0, 0);
     for block in 0..child.blocks() {
         for range in child.held_ranges(block)? {
-            let mut at = range.start;
-            while at < range.end {
-                for extent in parent.block_status(at, range.end - at)? {
-                    at = extent.offset + extent.len;
-                    if extent.kind == ExtentKind::Hole {
-                        need += extent.len;
-                    }
-                }
-            }
+            need += parent.growth(range.clone(), after)?;
+            after = range.end;
         }
     }
     Ok(need)
@@ -325,47 +426,6 @@ fn merge_images(
     parent.flush().map_err(&to_parent)?;
     report(size, size, progress)?;
     Ok(merged)
-}
-
-const MARK: &str = "merge of a differencing VHD into its parent, version 1";
-
-/// The child and the parent that a record names. `None` if there is none, or
-/// if it was never complete: then the parent was not touched.
-fn read_record(place: &Place) -> Result<Option<(Uuid, Uuid)>, PoolError> {
-    let file = match place.open(OFlags::RDONLY) {
-        Ok(file) => File::from(file),
-        Err(PoolError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut text = String::new();
-    // Bounded: the file may be anyone's.
-    if file.take(256).read_to_string(&mut text).is_err() {
-        return Ok(None);
-    }
-    let ids = || -> Option<(Uuid, Uuid)> {
-        let ids = text.strip_prefix(MARK)?.strip_prefix("\nchild ")?;
-        let (child, parent) = ids.strip_suffix("\nend\n")?.split_once("\nparent ")?;
-        Some((child.parse().ok()?, parent.parse().ok()?))
-    };
-    Ok(ids())
-}
-
-fn write_record(place: &Place, child: Uuid, parent: Uuid) -> Result<(), OperationError> {
-    match place.unlink() {
-        Ok(()) | Err(PoolError::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let file = File::from(place.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?);
-    let text = format!("{MARK}\nchild {child}\nparent {parent}\nend\n");
-    file.write_all_at(text.as_bytes(), 0)
-        .and_then(|()| file.sync_all())
-        .map_err(|source| PoolError::Io {
-            path: place.rel().to_owned(),
-            operation: "write the record of the merge",
-            source,
-        })?;
-    place.sync_folder()?;
-    Ok(())
 }
 
 #[cfg(test)]

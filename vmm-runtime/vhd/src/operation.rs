@@ -19,7 +19,7 @@ pub enum OperationError {
     Open(#[from] OpenError),
     /// The target can't be made.
     #[error(transparent)]
-    Create(#[from] CreateError),
+    Create(CreateError),
     /// The disk is not one for which the operation makes sense.
     #[error("{}: {reason}", path.display())]
     Refused {
@@ -57,6 +57,15 @@ impl OperationError {
         move |source| OperationError::Io {
             path: path.clone(),
             source,
+        }
+    }
+}
+
+impl From<CreateError> for OperationError {
+    fn from(error: CreateError) -> OperationError {
+        match error {
+            CreateError::Cancelled => OperationError::Cancelled,
+            error => OperationError::Create(error),
         }
     }
 }

@@ -246,22 +246,6 @@ impl Place {
         })
     }
 
-    /// The names in the same folder.
-    pub(crate) fn names(
-        &self,
-    ) -> Result<impl Iterator<Item = Result<OsString, PoolError>> + use<>, PoolError> {
-        let rel = self.rel.clone();
-        let failed = move |error| from_errno(&rel, "list the folder", error);
-        let entries = rustix::fs::Dir::read_from(&self.folder).map_err(&failed)?;
-        Ok(entries.filter_map(move |entry| match entry {
-            Ok(entry) => match entry.file_name().to_bytes() {
-                b"." | b".." => None,
-                name => Some(Ok(OsStr::from_bytes(name).to_owned())),
-            },
-            Err(error) => Some(Err(failed(error))),
-        }))
-    }
-
     /// The sibling whose name is this one's with `suffix` behind it.
     pub(crate) fn with_suffix(&self, suffix: &str) -> Result<Place, PoolError> {
         let mut name = self.name.clone();
@@ -300,6 +284,20 @@ impl Place {
         let stat = rustix::fs::statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| from_errno(&self.rel, "look at the file", error))?;
         Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// How many bytes of the file of this name the file system has no room
+    /// for yet.
+    pub(crate) fn missing(&self) -> Result<u64, PoolError> {
+        let stat = rustix::fs::statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| from_errno(&self.rel, "look at the file", error))?;
+        // stat counts in 512 bytes, whatever the file system's blocks.
+        let reserved = u64::try_from(stat.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512);
+        Ok(u64::try_from(stat.st_size)
+            .unwrap_or(0)
+            .saturating_sub(reserved))
     }
 
     /// Gives the file of this name the name `to` in the same folder, durably.
@@ -399,7 +397,20 @@ fn split(rel: &Path) -> Result<(PathBuf, OsString), PoolError> {
     Ok((parts.iter().collect(), name.to_owned()))
 }
 
+#[cfg(test)]
+thread_local! {
+    /// What tests say that any file system has left.
+    pub(crate) static AVAILABLE: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
+}
+
 fn space(fd: BorrowedFd<'_>) -> rustix::io::Result<PoolSpace> {
+    #[cfg(test)]
+    if let Some(available) = AVAILABLE.get() {
+        return Ok(PoolSpace {
+            total: available,
+            available,
+        });
+    }
     let stat = rustix::fs::fstatvfs(fd)?;
     Ok(PoolSpace {
         total: stat.f_blocks.saturating_mul(stat.f_frsize),

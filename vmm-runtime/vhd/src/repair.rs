@@ -13,7 +13,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockDevice;
-use crate::chain;
+use crate::chain::{self, ParentLink, ParentSearch};
 use crate::check::{Verdict, examine, rescue_table};
 use crate::create::{Blueprint, NewDisk};
 use crate::error::OpenError;
@@ -23,8 +23,9 @@ use crate::image::{Absent, Dynamic, Image, NewParent, Recognised};
 use crate::import::Progress;
 use crate::lock::{self, Mode};
 use crate::operation::{OperationError, report};
-use crate::pool::Pool;
-use crate::storage::{Backing, FileStorage};
+use crate::pool::{Place, Pool};
+use crate::room::block_overhead;
+use crate::storage::Backing;
 
 pub use in_place::{discard_repair_journal, repair_in_place, undo_repair};
 
@@ -45,15 +46,18 @@ pub struct RepairReport {
 /// Makes the disk `target` out of what is left of the disk `rel`, which stays
 /// as it is. The new disk has the same type, size, identity and parent. (Put
 /// in the old one's place it is a parent that changed: see
-/// [`OpenError::ParentChanged`].)
+/// [`OpenError::ParentChanged`].) The way to the parent is the one to where it
+/// is found now, by `search` too; where it is not found it stays as written.
 ///
 /// Needs one of the two footers and the dynamic header: what is worse is
-/// refused. A fixed disk has nothing that could be repaired. The file system
+/// refused. So is a disk that names a place behind the end of its file for
+/// the way to its parent: [`reparent`](crate::reparent) it, nothing else may be wrong. A fixed disk has nothing that could be repaired. The file system
 /// needs room for all blocks that are left, and is asked first.
 pub fn repair(
     pool: &Pool,
     rel: impl AsRef<Path>,
     target: impl AsRef<Path>,
+    search: &ParentSearch,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<RepairReport, OperationError> {
     let (rel, target) = (rel.as_ref(), target.as_ref());
@@ -61,30 +65,17 @@ pub fn repair(
     // Nobody may write to it meanwhile.
     let (file, _lock) = lock::open_locked(&place, Mode::Shared)
         .map_err(|error| OpenError::from_lock(rel, error))?;
-    let gate = Gate::open();
-    gate.close();
-    let backing = Backing::new(
-        Box::new(FileStorage::new(File::from(file))),
-        gate,
-        &rel.to_string_lossy(),
-    );
-    let verdict = examine(&backing, rel, &mut |_| ControlFlow::Continue(()))?;
+    let file = File::from(file);
+    let (identity, _) = chain::look_at(rel, &file)?;
+    let backing = Backing::read_only(file, rel);
+    let verdict = examine(&backing, rel, &mut |_| still(progress))?;
     let (found, layout) = repairable(rel, verdict)?;
     let io = OperationError::io(rel);
     let rescued = rescue_table(&backing, &layout, found.data_end).map_err(&io)?;
     let link = chain::read_link(&backing, &found)
         .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
     let size = layout.size;
-    let parent = link.map(|link| NewParent {
-        unique_id: link.unique_id,
-        modified: link.modified,
-        name: link.name,
-        relative: link
-            .relative
-            .iter()
-            .find_map(|path| chain::moved_path(rel, target, path)),
-        absolute: link.absolute.into_iter().next(),
-    });
+    let parent = link.map(|link| way_to_parent(pool, rel, target, link, search, identity));
     let blueprint = Blueprint {
         disk_type: found.disk_type,
         size,
@@ -93,6 +84,7 @@ pub fn repair(
         created: found.footer.created(),
         block_size: layout.block_size,
         parent,
+        gate: Gate::open(),
     };
     let absent = || -> Option<Box<dyn Image>> { Some(Box::new(Absent::new(size))) };
     let source = Dynamic::with_rescued_table(backing, layout, &found, absent(), rescued.table);
@@ -101,9 +93,10 @@ pub fn repair(
         pool,
         target,
         &blueprint,
-        Some(held * layout.region_len()),
+        Some(held * (u64::from(layout.block_size) + block_overhead(layout.block_size))),
         absent(),
         Vec::new(),
+        &mut || ControlFlow::Continue(()),
     )?;
     let to_target = OperationError::io(target);
     let mut copied = 0;
@@ -131,6 +124,49 @@ pub fn repair(
     })
 }
 
+/// Says that nothing is done yet; the caller may cancel.
+fn still(progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> ControlFlow<()> {
+    progress(Progress { done: 0, total: 1 })
+}
+
+/// What the new disk is told of its parent: the way to where that is found
+/// now. Where it is not, as the damaged disk says it: its data is worth saving
+/// all the same.
+fn way_to_parent(
+    pool: &Pool,
+    rel: &Path,
+    target: &Path,
+    link: ParentLink,
+    search: &ParentSearch,
+    identity: (u64, u64),
+) -> NewParent {
+    let found = chain::find(pool, rel, &link, search, &[identity], false);
+    let knows = (link.unique_id, link.modified);
+    let located =
+        found.and_then(|parent| NewParent::locate(pool, target, &parent.pool, &parent.rel, knows));
+    located.unwrap_or_else(|_| NewParent {
+        unique_id: link.unique_id,
+        modified: link.modified,
+        name: link.name,
+        relative: link
+            .relative
+            .iter()
+            .find_map(|path| chain::moved_path(rel, target, path)),
+        absolute: link.absolute.into_iter().next(),
+    })
+}
+
+/// Refuses a disk that a repair has left half-way.
+pub(crate) fn refuse_cut_off(place: &Place, backing: &Backing) -> Result<(), OpenError> {
+    if !journal::is_cut_off(place, backing)? {
+        return Ok(());
+    }
+    Err(OpenError::Corrupt {
+        path: place.rel().to_owned(),
+        found: "a repair of it was cut off: repair it again, or undo that".to_owned(),
+    })
+}
+
 /// What a damaged disk is, if enough is left of it.
 fn repairable(rel: &Path, verdict: Verdict) -> Result<(Recognised, Layout), OperationError> {
     let refused = |reason: String| OperationError::Refused {
@@ -141,7 +177,7 @@ fn repairable(rel: &Path, verdict: Verdict) -> Result<(Recognised, Layout), Oper
         let findings = &verdict.report.findings;
         let why = findings.first().map(|finding| finding.message.as_str());
         return Err(refused(format!(
-            "too little is left to repair it: {}",
+            "it can't be repaired: {}",
             why.unwrap_or_default()
         )));
     };

@@ -17,19 +17,21 @@ use std::path::Path;
 
 use crate::block::{BlockDevice, ExtentKind, IoError};
 use crate::chain::{self, ParentSearch};
-use crate::dependents;
+use crate::children::children_of;
 use crate::error::OpenError;
 use crate::format::{DiskType, SECTOR};
 use crate::gate::Gate;
-use crate::image::{self, Absent, Dynamic, Image, Recognised, Refusal, Tuning, recognise};
+use crate::image::{self, Recognised, Refusal, Tuning, recognise};
 use crate::import::Progress;
 use crate::lock::{self, Mode};
-use crate::merge;
+use crate::modified::Stamp;
 use crate::operation::{OperationError, report};
 use crate::pool::{Place, Pool};
 use crate::repair;
+use crate::sidefile::MERGING;
 use crate::size::DiskSize;
 use crate::storage::{Backing, FileStorage};
+use crate::tidy::tidy;
 
 /// How a disk is resized.
 #[derive(Debug, Clone)]
@@ -57,8 +59,7 @@ pub struct ResizeReport {
 ///
 /// Refused, unless forced: to cut off anything that is not zero (the refusal
 /// says where the last byte of data is, and the smallest size that keeps it);
-/// for a disk with children in its own folder, which would not fit it any
-/// more; and to make a differencing disk longer where its parent has data
+/// for a disk with children in its pool, which would not fit it any more; and to make a differencing disk longer where its parent has data
 /// that would show. Always refused: a disk that belongs to a saved state. The
 /// file system is asked for space before anything is touched; a fixed disk's
 /// is reserved.
@@ -95,29 +96,25 @@ pub fn resize(
     if found.footer.saved_state {
         return Err(disk.refused("it belongs to a saved state; discard or restore that first"));
     }
-    if repair::journal::is_cut_off(&disk.place)? {
-        return Err(disk.refused("a repair of it was cut off: repair it again, or undo that"));
-    }
+    repair::refuse_cut_off(&disk.place, &backing)?;
     if old_size == new_size {
         return Ok(done);
     }
     if !options.force {
-        let children = dependents::children(&disk.place, found.footer.unique_id)?;
-        if !children.is_empty() {
-            return Err(disk.refused(&format!(
-                "it has children, which would not fit it any more: {}; merge or remove those first",
-                children.join(", ")
-            )));
-        }
+        disk.refuse_children(&found)?;
         disk.refuse_loss(&found, new_size, &options.search, progress)?;
     }
     // Whoever goes on with a merge into it must know of this.
-    merge::marker::forget(&disk.place)?;
+    MERGING.forget(&disk.place)?;
+    let stamp = Stamp::take(&disk.file).map_err(|error| disk.system("look at the file", error))?;
     if found.disk_type == DiskType::Fixed {
         disk.resize_fixed(&found, new_size, progress)?;
     } else {
         disk.resize_sparse(found, new_size)?;
     }
+    stamp
+        .move_on(&disk.gate, &rel.to_string_lossy())
+        .map_err(OperationError::io(rel))?;
     // Too late to cancel it.
     let _ = report(new_size, new_size, progress);
     Ok(done)
@@ -156,6 +153,26 @@ impl Disk<'_> {
             self.gate.clone(),
             &self.rel.to_string_lossy(),
         ))
+    }
+
+    /// Refuses while there are children, which the disk would not fit.
+    fn refuse_children(&self, found: &Recognised) -> Result<(), OperationError> {
+        const MOST: usize = 16;
+        let children = children_of(self.pool, self.rel, &[found.footer.unique_id])?;
+        if children.is_empty() {
+            return Ok(());
+        }
+        let named = children.iter().take(MOST);
+        let names: Vec<String> = named.map(|path| path.display().to_string()).collect();
+        let more = match children.len() - names.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Err(self.refused(&format!(
+            "it has children, which would not fit it any more: {}{more}; merge or remove those first (searched: all of {})",
+            names.join(", "),
+            self.pool.path().display()
+        )))
     }
 
     /// Refuses to cut off what the disk shows behind its new end, and to show
@@ -277,15 +294,11 @@ impl Disk<'_> {
         self.tidy(&found)
     }
 
-    /// Opens the disk for writing and puts it away.
     fn tidy(&self, found: &Recognised) -> Result<(), OperationError> {
-        let absent: Option<Box<dyn Image>> = match found.disk_type {
-            DiskType::Differencing => Some(Box::new(Absent::new(found.footer.current_size))),
-            _ => None,
-        };
-        let disk = Dynamic::load(self.backing()?, found, absent, false, Tuning::default())
-            .map_err(|refusal| OpenError::from_refusal(self.rel, refusal))?;
-        disk.put_away().map_err(OperationError::io(self.rel))
+        tidy(self.backing()?, found).map_err(|refusal| match refusal {
+            Refusal::Io(error) => OperationError::io(self.rel)(error),
+            refusal => OpenError::from_refusal(self.rel, refusal).into(),
+        })
     }
 }
 

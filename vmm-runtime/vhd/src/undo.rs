@@ -11,7 +11,7 @@ use crate::format::DiskType;
 use crate::gate::Gate;
 use crate::import::Progress;
 use crate::inspect::inspect;
-use crate::merge::{MergeOptions, MergeReport, merge};
+use crate::merge::{MergeOptions, MergeReport, Record, merge};
 use crate::operation::OperationError;
 use crate::pool::Pool;
 use crate::remove::remove;
@@ -59,17 +59,20 @@ pub fn discard_undo(pool: &Pool, undo: impl AsRef<Path>) -> Result<(), Operation
         path: undo.to_owned(),
         reason: reason.to_owned(),
     };
-    match inspect(pool, undo) {
+    let id = match inspect(pool, undo) {
         Ok(info) if info.disk_type != DiskType::Differencing => {
             return Err(refused(
                 "it is not a differencing disk, so it is no undo disk",
             ));
         }
+        Ok(info) => Some(info.unique_id),
         // What is damaged can be discarded all the same.
-        Ok(_) | Err(OpenError::Corrupt { .. }) => {}
+        Err(OpenError::Corrupt { .. }) => None,
         Err(error) => return Err(error.into()),
-    }
-    if pool.place(undo)?.with_suffix(".merge")?.exists()? {
+    };
+    let record = Record::read(&pool.place(undo)?)?;
+    // Or is it of another disk that had this name?
+    if record.is_some_and(|record| id.is_none_or(|id| id == record.child)) {
         return Err(refused(
             "a commit of it has begun: commit it again to end that",
         ));

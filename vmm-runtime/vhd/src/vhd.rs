@@ -1,7 +1,9 @@
 //! The disk that callers hold.
 
 use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,11 +17,12 @@ use crate::format::geometry::Geometry;
 use crate::gate::Gate;
 use crate::image::{self, Image, Recognised, Tuning, recognise};
 use crate::lock::{self, LockOwner, Mode, Sidecar};
-use crate::merge;
+use crate::modified::Stamp;
 use crate::pool::{Place, Pool};
 use crate::queue::{self, Intent};
 use crate::repair;
 use crate::resize;
+use crate::sidefile::MERGING;
 use crate::storage::{Backing, DirectStorage, FileStorage, Storage};
 
 /// How a disk is opened.
@@ -114,12 +117,13 @@ impl OpenOptions {
     /// Opens the disk `rel`, see [`Vhd::open_with`].
     pub fn open(&self, pool: &Pool, rel: impl AsRef<Path>) -> Result<Vhd, OpenError> {
         let opened = Opened::open_as(pool, rel.as_ref(), self)?;
-        Ok(Vhd::new(
+        let disk = Vhd::new(
             opened.image,
             opened.disk_type,
             opened.lock,
             opened.parent_locks,
-        ))
+        );
+        Ok(disk.stamped(opened.stamp))
     }
 }
 
@@ -131,6 +135,10 @@ pub struct Vhd {
     parents: Vec<Sidecar>,
     /// Cleared once the image has been put away, or need not be.
     open: bool,
+    /// Of a disk that was there before and is open for writing.
+    stamp: Option<(Stamp, Gate)>,
+    /// Whether what it shows may have changed.
+    changed: AtomicBool,
     /// Released last: fields are dropped in order.
     lock: Sidecar,
 }
@@ -156,7 +164,8 @@ impl Vhd {
         rel: impl AsRef<Path>,
         options: &CreateOptions,
     ) -> Result<Vhd, CreateError> {
-        let new = create::NewDisk::begin(pool, rel.as_ref(), options, None)?;
+        let nothing = &mut || ControlFlow::Continue(());
+        let new = create::NewDisk::begin(pool, rel.as_ref(), options, None, nothing)?;
         new.finish()
     }
 
@@ -203,8 +212,15 @@ impl Vhd {
             disk_type,
             parents,
             open: true,
+            stamp: None,
+            changed: AtomicBool::new(false),
             lock,
         }
+    }
+
+    fn stamped(mut self, stamp: Option<(Stamp, Gate)>) -> Vhd {
+        self.stamp = stamp;
+        self
     }
 
     /// The type of the disk.
@@ -225,6 +241,11 @@ impl Vhd {
 
     /// Flushes, gives back space that was reserved for growth, and releases
     /// the locks. Dropping the disk tries the same and ignores errors.
+    ///
+    /// A disk that was written to within the second of its last change before
+    /// gets a later one, durably: to its children, who know their parent's
+    /// time to the second, it has changed. (After a crash within that second
+    /// they can't know.)
     pub fn close(mut self) -> Result<(), IoError> {
         self.put_away()
     }
@@ -232,7 +253,26 @@ impl Vhd {
     pub(crate) fn put_away(&mut self) -> Result<(), IoError> {
         self.open = false;
         self.image.put_away()?;
+        if self.changed.load(Ordering::SeqCst) {
+            move_on(self.stamp.as_ref(), &self.lock.disk())?;
+        }
         self.lock.release()
+    }
+
+    /// Notes that what it shows is about to change.
+    fn note_change(&self) {
+        // Most of the time it is noted already.
+        if !self.changed.load(Ordering::Relaxed) {
+            self.changed.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Shows the children of a disk that was changed that it was.
+fn move_on(stamp: Option<&(Stamp, Gate)>, disk: &Path) -> Result<(), IoError> {
+    match stamp {
+        Some((stamp, gate)) => stamp.move_on(gate, &disk.to_string_lossy()),
+        None => Ok(()),
     }
 }
 
@@ -249,6 +289,7 @@ pub(crate) struct Opened {
     /// A parent that isn't as its child knows it; only when opened for
     /// reading.
     pub(crate) changed: Option<OpenError>,
+    stamp: Option<(Stamp, Gate)>,
     lock: Sidecar,
     parent_locks: Vec<Sidecar>,
 }
@@ -269,7 +310,7 @@ impl Opened {
         let opened = Opened::open_unmarked(pool, rel, options)?;
         if options.access == Access::ReadWrite {
             // Whoever goes on with a merge into it must know of this.
-            merge::marker::forget(&pool.place(rel)?)?;
+            MERGING.forget(&pool.place(rel)?)?;
         }
         Ok(opened)
     }
@@ -300,6 +341,7 @@ impl Opened {
                 image,
                 found,
                 modified,
+                stamp,
                 parents,
             }) => Ok(Opened {
                 image,
@@ -309,6 +351,7 @@ impl Opened {
                 modified,
                 parents: parents.places.len(),
                 changed: parents.changed,
+                stamp: stamp.map(|stamp| (stamp, options.gate.clone())),
                 lock,
                 parent_locks: parents.locks,
             }),
@@ -318,6 +361,12 @@ impl Opened {
                 Err(error)
             }
         }
+    }
+
+    /// Shows the children of the disk, which was changed, that it was. It is
+    /// not written to any more.
+    pub(crate) fn move_on(&self) -> Result<(), IoError> {
+        move_on(self.stamp.as_ref(), &self.lock.disk())
     }
 
     /// The disk as the parent of another, and all locks.
@@ -333,6 +382,7 @@ struct Contents {
     image: Box<dyn Image>,
     found: Recognised,
     modified: u32,
+    stamp: Option<Stamp>,
     parents: Parents,
 }
 
@@ -352,6 +402,14 @@ impl Contents {
         } = options;
         let rel = place.rel();
         let (identity, modified) = chain::look_at(rel, &file)?;
+        let stamp = match access {
+            Access::ReadOnly => None,
+            Access::ReadWrite => Some(Stamp::take(&file).map_err(|source| OpenError::Io {
+                path: rel.to_owned(),
+                operation: "look at the file",
+                source,
+            })?),
+        };
         let storage: Box<dyn Storage> = if direct {
             let opened = DirectStorage::new(file);
             Box::new(opened.map_err(|source| OpenError::Io {
@@ -367,14 +425,11 @@ impl Contents {
         // A resize may have been cut off, or a repair.
         let found = match access {
             Access::ReadOnly => resize::fixed::recognise_at(place, &backing),
-            Access::ReadWrite if repair::journal::is_cut_off(place)? => {
-                return Err(OpenError::Corrupt {
-                    path: rel.to_owned(),
-                    found: "a repair of it was cut off: repair it again, or undo that".to_owned(),
-                });
+            Access::ReadWrite => {
+                repair::refuse_cut_off(place, &backing)?;
+                resize::fixed::settle(place, &backing)
+                    .and_then(|()| recognise(&backing, Tuning::default()))
             }
-            Access::ReadWrite => resize::fixed::settle(place, &backing)
-                .and_then(|()| recognise(&backing, Tuning::default())),
         }
         .map_err(refused)?;
         let link = chain::read_link(&backing, &found).map_err(refused)?;
@@ -396,6 +451,7 @@ impl Contents {
             image,
             found,
             modified,
+            stamp,
             parents,
         })
     }
@@ -424,6 +480,7 @@ impl BlockDevice for Vhd {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), IoError> {
+        self.note_change();
         self.image.write_at(buf, offset)
     }
 
@@ -432,10 +489,12 @@ impl BlockDevice for Vhd {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.note_change();
         self.image.discard(offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
+        self.note_change();
         self.image.write_zeroes(offset, len)
     }
 
@@ -444,6 +503,9 @@ impl BlockDevice for Vhd {
     }
 
     fn locate(&self, intent: Intent, offset: u64, len: u64) -> Option<queue::Place> {
+        if intent == Intent::Write {
+            self.note_change();
+        }
         self.image.locate(intent, offset, len)
     }
 }

@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 
 use paddock_vhd::{
-    Access, BlockDevice, CheckReport, ChildOptions, CreateError, CreateOptions, DiskSize, DiskType,
-    FindingKind, Gate, OpenErrorKind, OperationError, ParentSearch, Pool, Progress, RepairReport,
-    Severity, Vhd, check, discard_repair_journal, inspect, repair, repair_in_place, undo_repair,
+    Access, BlockDevice, CheckReport, ChildOptions, CompactOptions, CreateError, CreateOptions,
+    DiskSize, DiskType, FindingKind, Gate, OpenErrorKind, OperationError, ParentSearch, Pool,
+    Progress, RepairReport, ResizeOptions, Severity, Vhd, check, compact, discard_repair_journal,
+    inspect, repair, repair_in_place, resize, undo_repair,
 };
 
 const MIB: u64 = 1 << 20;
@@ -19,8 +20,17 @@ struct Folder {
     pool: Pool,
 }
 
-fn go_on(_: Progress) -> ControlFlow<()> {
+fn go_on(progress: Progress) -> ControlFlow<()> {
+    assert!(progress.done <= progress.total, "{progress:?}");
     ControlFlow::Continue(())
+}
+
+/// Not while the disk is only looked at.
+fn stop_once_begun(progress: Progress) -> ControlFlow<()> {
+    match progress.done {
+        0 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    }
 }
 
 impl Folder {
@@ -72,7 +82,13 @@ impl Folder {
     }
 
     fn repair(&self, rel: &str) -> Result<RepairReport, OperationError> {
-        repair(&self.pool, rel, "repaired/disk.vhd", &mut go_on)
+        repair(
+            &self.pool,
+            rel,
+            "repaired/disk.vhd",
+            &ParentSearch::new(),
+            &mut go_on,
+        )
     }
 }
 
@@ -163,6 +179,33 @@ fn a_repaired_child_shows_what_the_child_did() {
 }
 
 #[test]
+fn what_moved_metadata_leaves_behind_is_leaked() {
+    let folder = Folder::new();
+    let (pool, search) = (&folder.pool, ParentSearch::new());
+    let create = |gib: u64| DiskSize::from_bytes(gib << 30).unwrap();
+    // A table of 8 KiB, a block behind it, then a longer table behind that.
+    let options = CreateOptions::new(DiskType::Dynamic, create(4));
+    let disk = Vhd::create(pool, "grown.vhd", &options).unwrap();
+    disk.write_at(&[1; 512], 0).unwrap();
+    disk.close().unwrap();
+    assert_eq!(folder.kinds("grown.vhd"), []);
+    let options = ResizeOptions {
+        size: create(9),
+        force: false,
+        search,
+    };
+    resize(pool, "grown.vhd", Gate::open(), &options, &mut go_on).unwrap();
+    let report = folder.check("grown.vhd");
+    assert_eq!(folder.kinds("grown.vhd"), [FindingKind::SpaceLeaked]);
+    assert_eq!(report.findings[0].offset, Some(512));
+    // The old header, the old table, and up to the block at 12 KiB.
+    assert_eq!(report.leaked_bytes, 12_288 - 512 - 512);
+    let options = CompactOptions::default();
+    compact(pool, "grown.vhd", Gate::open(), &options, &mut go_on).unwrap();
+    assert_eq!(folder.kinds("grown.vhd"), []);
+}
+
+#[test]
 fn the_way_to_the_parent_is_checked() {
     let folder = Folder::new();
     folder.child();
@@ -205,9 +248,19 @@ fn a_disk_in_use_is_not_checked_and_one_beyond_repair_is_told() {
         "{error}"
     );
     disk.close().unwrap();
-    let cancelled = repair(&folder.pool, "base.vhd", "repaired/disk.vhd", &mut |_| {
-        ControlFlow::Break(())
-    });
+    let save = |stop: &mut dyn FnMut(Progress) -> ControlFlow<()>| {
+        let search = ParentSearch::new();
+        repair(&folder.pool, "base.vhd", "repaired/disk.vhd", &search, stop)
+    };
+    // Already while it is looked at.
+    let cancelled = save(&mut |_| ControlFlow::Break(()));
+    assert!(matches!(cancelled, Err(OperationError::Cancelled)));
+    assert!(!folder.dir.path().join("repaired").exists());
+    let pool = &folder.pool;
+    let stop = &mut |_| ControlFlow::Break(());
+    let cancelled = repair_in_place(pool, "base.vhd", Gate::open(), stop);
+    assert!(matches!(cancelled, Err(OperationError::Cancelled)));
+    let cancelled = save(&mut stop_once_begun);
     assert!(matches!(cancelled, Err(OperationError::Cancelled)));
     let left = std::fs::read_dir(folder.dir.path().join("repaired")).unwrap();
     assert_eq!(left.count(), 0);
@@ -239,7 +292,7 @@ fn a_disk_is_repaired_where_it_is_and_that_is_undone() {
     };
     let before = std::fs::read(&path).unwrap();
     assert_eq!(
-        repair_in_place(pool, "base.vhd", &mut go_on).unwrap(),
+        repair_in_place(pool, "base.vhd", Gate::open(), &mut go_on).unwrap(),
         nothing
     );
     assert!(std::fs::read(&path).unwrap() == before && !journal.exists());
@@ -258,7 +311,7 @@ fn a_disk_is_repaired_where_it_is_and_that_is_undone() {
         lost_blocks: vec![2],
         doubtful_blocks: vec![0, 3],
     };
-    let repaired = repair_in_place(pool, "base.vhd", &mut go_on).unwrap();
+    let repaired = repair_in_place(pool, "base.vhd", Gate::open(), &mut go_on).unwrap();
     assert_eq!(repaired, expected);
     content[4 * MIB as usize..6 * MIB as usize].fill(0);
     content.copy_within(..2 * MIB as usize, 6 * MIB as usize);
@@ -268,30 +321,30 @@ fn a_disk_is_repaired_where_it_is_and_that_is_undone() {
     // Once more: it is as it should be.
     let after = std::fs::read(&path).unwrap();
     assert_eq!(
-        repair_in_place(pool, "base.vhd", &mut go_on).unwrap(),
+        repair_in_place(pool, "base.vhd", Gate::open(), &mut go_on).unwrap(),
         expected
     );
     assert!(std::fs::read(&path).unwrap() == after && journal.exists());
-    undo_repair(pool, "base.vhd").unwrap();
+    undo_repair(pool, "base.vhd", Gate::open()).unwrap();
     assert!(std::fs::read(&path).unwrap() == damaged && !journal.exists());
-    let error = undo_repair(pool, "base.vhd").unwrap_err();
+    let error = undo_repair(pool, "base.vhd", Gate::open()).unwrap_err();
     assert!(error.to_string().contains("no journal"), "{error}");
     // Repaired and used, it can't be undone any more.
-    repair_in_place(pool, "base.vhd", &mut go_on).unwrap();
+    repair_in_place(pool, "base.vhd", Gate::open(), &mut go_on).unwrap();
     let disk = Vhd::open(pool, "base.vhd", Access::ReadWrite, Gate::open()).unwrap();
     disk.write_at(&[9; 10], 4 * MIB).unwrap();
     disk.close().unwrap();
     let used = std::fs::read(&path).unwrap();
-    let error = undo_repair(pool, "base.vhd").unwrap_err();
+    let error = undo_repair(pool, "base.vhd", Gate::open()).unwrap_err();
     assert!(error.to_string().contains("was changed since"), "{error}");
     assert!(std::fs::read(&path).unwrap() == used);
     // Damaged again: the journal of before is not overwritten.
     folder.entry("base.vhd", 1, 1);
-    let error = repair_in_place(pool, "base.vhd", &mut go_on).unwrap_err();
+    let error = repair_in_place(pool, "base.vhd", Gate::open(), &mut go_on).unwrap_err();
     assert!(error.to_string().contains("damaged again"), "{error}");
     discard_repair_journal(pool, "base.vhd").unwrap();
     discard_repair_journal(pool, "base.vhd").unwrap();
-    let repaired = repair_in_place(pool, "base.vhd", &mut go_on).unwrap();
+    let repaired = repair_in_place(pool, "base.vhd", Gate::open(), &mut go_on).unwrap();
     assert_eq!(repaired.lost_blocks, [1]);
 }
 
@@ -302,20 +355,22 @@ fn a_repair_that_was_cut_off_keeps_writers_out_until_it_is_ended() {
     let pool = &folder.pool;
     folder.entry("base.vhd", 3, 7);
     let damaged = std::fs::read(&path).unwrap();
-    let mut stop = |_| ControlFlow::Break(());
+    let mut stop = stop_once_begun;
     for _ in 0..2 {
-        let stopped = repair_in_place(pool, "base.vhd", &mut stop);
+        let stopped = repair_in_place(pool, "base.vhd", Gate::open(), &mut stop);
         assert!(matches!(stopped, Err(OperationError::Cancelled)));
         assert!(folder.dir.path().join("base.vhd.repair").exists());
         let opened = Vhd::open(pool, "base.vhd", Access::ReadWrite, Gate::open());
         let error = opened.unwrap_err();
         assert!(error.to_string().contains("was cut off"), "{error}");
+        let kinds = folder.kinds("base.vhd");
+        assert!(kinds.contains(&FindingKind::RepairUnfinished), "{kinds:?}");
     }
-    undo_repair(pool, "base.vhd").unwrap();
+    undo_repair(pool, "base.vhd", Gate::open()).unwrap();
     assert!(std::fs::read(&path).unwrap() == damaged);
-    let stopped = repair_in_place(pool, "base.vhd", &mut stop);
+    let stopped = repair_in_place(pool, "base.vhd", Gate::open(), &mut stop);
     assert!(matches!(stopped, Err(OperationError::Cancelled)));
-    let repaired = repair_in_place(pool, "base.vhd", &mut go_on).unwrap();
+    let repaired = repair_in_place(pool, "base.vhd", Gate::open(), &mut go_on).unwrap();
     assert_eq!(repaired.doubtful_blocks, [0, 3]);
     Vhd::open(pool, "base.vhd", Access::ReadWrite, Gate::open())
         .unwrap()
@@ -330,7 +385,7 @@ fn a_repair_that_was_cut_off_keeps_writers_out_until_it_is_ended() {
         .unwrap();
     discard_repair_journal(pool, "base.vhd").unwrap();
     let worse = std::fs::read(&path).unwrap();
-    let error = repair_in_place(pool, "base.vhd", &mut go_on).unwrap_err();
+    let error = repair_in_place(pool, "base.vhd", Gate::open(), &mut go_on).unwrap_err();
     assert!(error.to_string().contains("header"), "{error}");
     assert!(std::fs::read(&path).unwrap() == worse);
     assert!(!folder.dir.path().join("base.vhd.repair").exists());

@@ -18,7 +18,8 @@ use paddock_vhd::{
 
 const MIB: u64 = 1 << 20;
 
-fn go_on(_: Progress) -> ControlFlow<()> {
+fn go_on(progress: Progress) -> ControlFlow<()> {
+    assert!(progress.done <= progress.total, "{progress:?}");
     ControlFlow::Continue(())
 }
 
@@ -122,11 +123,11 @@ impl Folder {
         Vhd::create_child(&self.pool, rel, &self.pool, parent, &options).unwrap()
     }
 
-    fn compact(&self, options: &CompactOptions) -> Result<CompactReport, OperationError> {
-        compact(&self.pool, "disk.vhd", options, &mut go_on)
+    fn compact(&self, options: &CompactOptions<'_>) -> Result<CompactReport, OperationError> {
+        compact(&self.pool, "disk.vhd", Gate::open(), options, &mut go_on)
     }
 
-    fn refusal(&self, options: &CompactOptions) -> String {
+    fn refusal(&self, options: &CompactOptions<'_>) -> String {
         match self.compact(options) {
             Err(OperationError::Refused { path, reason }) => {
                 assert_eq!(path, Path::new("disk.vhd"));
@@ -239,7 +240,7 @@ fn free_ranges_are_given_up() {
     touch(&path, now.as_secs());
     let before = modified(&path);
     let options = CompactOptions {
-        free,
+        free: Some(&|_| Ok(free.clone())),
         ..CompactOptions::default()
     };
     let report = folder.compact(&options).unwrap();
@@ -249,6 +250,39 @@ fn free_ranges_are_given_up() {
     // A child of it that nobody knew of would notice.
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!(seconds(modified(&path)) > seconds(before));
+}
+
+#[test]
+fn what_is_free_is_asked_for_while_nobody_can_begin_to_use_it() {
+    let folder = Folder::new();
+    let asked = std::cell::Cell::new(0);
+    let free = |disk: &dyn BlockDevice| {
+        asked.set(asked.get() + 1);
+        let mut byte = [0];
+        disk.read_at(&mut byte, 0).unwrap();
+        assert_eq!((byte, disk.size()), ([1], 20 * MIB));
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let open = Vhd::open(&folder.pool, "disk.vhd", access, Gate::open());
+            assert_eq!(open.unwrap_err().kind(), OpenErrorKind::InUse);
+        }
+        Ok(std::iter::once(0..2 * MIB).collect())
+    };
+    let options = CompactOptions {
+        free: Some(&free),
+        ..CompactOptions::default()
+    };
+    let report = folder.compact(&options).unwrap();
+    assert_eq!((asked.get(), report.blocks_after), (1, 2));
+    let before = std::fs::read(folder.path("disk.vhd")).unwrap();
+    let fails = |_: &dyn BlockDevice| Err(std::io::Error::other("no walk"));
+    let options = CompactOptions {
+        free: Some(&fails),
+        ..CompactOptions::default()
+    };
+    let error = folder.compact(&options).unwrap_err();
+    assert!(error.to_string().contains("no walk"), "{error}");
+    assert!(std::fs::read(folder.path("disk.vhd")).unwrap() == before);
+    assert_eq!(folder.names(), ["disk.vhd", "disk.vhd.lock"]);
 }
 
 #[test]
@@ -290,7 +324,7 @@ fn children_still_fit_and_keep_free_ranges_from_being_given_up() {
     assert_eq!(found, [] as [PathBuf; 0]);
     let content = folder.content("grandchild.vhd");
     let reason = folder.refusal(&CompactOptions {
-        free: std::iter::once(0..MIB).collect(),
+        free: Some(&|_| Ok(std::iter::once(0..MIB).collect())),
         ..CompactOptions::default()
     });
     assert!(reason.contains("a/child.vhd (2 in all)"), "{reason}");
@@ -326,7 +360,7 @@ fn children_that_cannot_be_ruled_out_are_not() {
     let error = children(&folder.pool, "disk.vhd").unwrap_err();
     assert_eq!(error.kind(), OpenErrorKind::Unsupported);
     let options = CompactOptions {
-        free: std::iter::once(0..MIB).collect(),
+        free: Some(&|_| Ok(std::iter::once(0..MIB).collect())),
         ..CompactOptions::default()
     };
     match folder.compact(&options) {
@@ -342,7 +376,7 @@ fn what_cannot_be_compacted_is_refused_with_the_reason() {
     let folder = Folder::new();
     let options = CompactOptions::default();
     let bad = CompactOptions {
-        free: [MIB..2 * MIB, 0..5].to_vec(),
+        free: Some(&|_| Ok([MIB..2 * MIB, 0..5].to_vec())),
         ..options.clone()
     };
     let reason = folder.refusal(&bad);
@@ -356,7 +390,7 @@ fn what_cannot_be_compacted_is_refused_with_the_reason() {
         ("child.vhd", "data of its parent"),
     ] {
         let before = std::fs::read(folder.path(rel)).unwrap();
-        match compact(&folder.pool, rel, &options, &mut go_on) {
+        match compact(&folder.pool, rel, Gate::open(), &options, &mut go_on) {
             Err(OperationError::Refused { reason, .. }) => {
                 assert!(reason.contains(expected), "{reason}");
             }
@@ -396,8 +430,11 @@ fn what_was_cut_off_is_ended_first() {
         .open(folder.path("disk.vhd"))
         .unwrap();
     file.write_all_at(&7u32.to_be_bytes(), 1536 + 4).unwrap();
-    let mut stop = |_: Progress| ControlFlow::Break(());
-    repair_in_place(&folder.pool, "disk.vhd", &mut stop).unwrap_err();
+    let mut stop = |progress: Progress| match progress.done {
+        0 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    };
+    repair_in_place(&folder.pool, "disk.vhd", Gate::open(), &mut stop).unwrap_err();
     let old = std::fs::read(folder.path("disk.vhd")).unwrap();
     let cut_off = |error: OperationError| {
         assert!(error.to_string().contains("was cut off"), "{error}");
@@ -405,7 +442,7 @@ fn what_was_cut_off_is_ended_first() {
     cut_off(folder.compact(&CompactOptions::default()).unwrap_err());
     cut_off(clone(&folder.pool, "disk.vhd", &folder.pool, "clone.vhd").unwrap_err());
     assert!(std::fs::read(folder.path("disk.vhd")).unwrap() == old);
-    repair_in_place(&folder.pool, "disk.vhd", &mut go_on).unwrap();
+    repair_in_place(&folder.pool, "disk.vhd", Gate::open(), &mut go_on).unwrap();
     clone(&folder.pool, "disk.vhd", &folder.pool, "clone.vhd").unwrap();
     folder.compact(&CompactOptions::default()).unwrap();
     folder.is_clean("disk.vhd");
@@ -427,7 +464,13 @@ fn a_cancellation_leaves_nothing_whenever_it_comes() {
             }
         };
         let options = CompactOptions::default();
-        match compact(&folder.pool, "disk.vhd", &options, &mut progress) {
+        match compact(
+            &folder.pool,
+            "disk.vhd",
+            Gate::open(),
+            &options,
+            &mut progress,
+        ) {
             Err(OperationError::Cancelled) => {}
             result => {
                 result.unwrap();
@@ -463,7 +506,14 @@ fn victim() {
         left -= 1;
         ControlFlow::Continue(())
     };
-    compact(&pool, "disk.vhd", &CompactOptions::default(), &mut progress).unwrap();
+    compact(
+        &pool,
+        "disk.vhd",
+        Gate::open(),
+        &CompactOptions::default(),
+        &mut progress,
+    )
+    .unwrap();
 }
 
 #[test]
@@ -501,8 +551,17 @@ fn clone(
     let options = CloneOptions {
         unique_id: uuid::Uuid::from_bytes([0xab; 16]),
         created: UNIX_EPOCH + Duration::from_secs(1_600_000_000),
+        search: ParentSearch::new(),
     };
-    clone_disk(pool, rel, target_pool, target, &options, &mut go_on)
+    clone_disk(
+        pool,
+        rel,
+        target_pool,
+        target,
+        Gate::open(),
+        &options,
+        &mut go_on,
+    )
 }
 
 /// That the clone is what it was made of, but for the identity.
@@ -635,7 +694,15 @@ fn a_cancelled_clone_leaves_nothing() {
         };
         let pool = &folder.pool;
         let options = CloneOptions::new();
-        match clone_disk(pool, "disk.vhd", pool, "clone.vhd", &options, &mut progress) {
+        match clone_disk(
+            pool,
+            "disk.vhd",
+            pool,
+            "clone.vhd",
+            Gate::open(),
+            &options,
+            &mut progress,
+        ) {
             Err(OperationError::Cancelled) => {}
             result => {
                 result.unwrap();
@@ -727,7 +794,13 @@ fn a_clone_shares_its_space_where_the_file_system_can() {
     }
     assert!(!mount.path().join("new").exists());
     // So does a compaction: of three blocks there is no room for two.
-    match compact(&pool, "copy.vhd", &CompactOptions::default(), &mut go_on) {
+    match compact(
+        &pool,
+        "copy.vhd",
+        Gate::open(),
+        &CompactOptions::default(),
+        &mut go_on,
+    ) {
         Err(OperationError::NoSpace { need, have, .. }) => {
             assert!(
                 (5 * MIB..6 * MIB).contains(&need) && have < need,
@@ -738,7 +811,14 @@ fn a_clone_shares_its_space_where_the_file_system_can() {
     }
     filler.set_len(left - 3 * MIB).unwrap();
     // Now there is, once the zeros are counted.
-    let report = compact(&pool, "copy.vhd", &CompactOptions::default(), &mut go_on).unwrap();
+    let report = compact(
+        &pool,
+        "copy.vhd",
+        Gate::open(),
+        &CompactOptions::default(),
+        &mut go_on,
+    )
+    .unwrap();
     assert_eq!(report.blocks_after, 3);
 }
 

@@ -5,13 +5,15 @@
 #![allow(clippy::unwrap_used)] // In the functions that tests share, too.
 
 use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use paddock_vhd::{
-    Access, BlockDevice, ChildOptions, CompactOptions, ConvertOptions, CreateOptions, DiskSize,
-    DiskType, ExtentKind, FindingKind, Gate, MergeOptions, OperationError, ParentSearch, Pool,
-    Progress, ResizeOptions, Vhd, check, commit_undo, compact, convert, discard_undo, inspect,
-    merge, remove, reparent, resize, start_undo,
+    Access, BlockDevice, ChildOptions, CloneOptions, CompactOptions, ConvertOptions, CreateOptions,
+    DiskSize, DiskType, ExtentKind, FindingKind, Gate, ImportOptions, MergeOptions, OperationError,
+    ParentSearch, Pool, Progress, ResizeOptions, Vhd, check, clone_disk, commit_undo, compact,
+    convert, discard_repair_journal, discard_undo, export_raw, import_raw, inspect, merge, remove,
+    repair, repair_in_place, reparent, resize, start_undo, undo_repair,
 };
 
 const USUAL_STEPS: usize = 400;
@@ -21,7 +23,8 @@ const MOST_DISKS: usize = 6;
 const LONGEST_CHAIN: usize = 4;
 const MIB: u64 = 1 << 20;
 
-fn go_on(_: Progress) -> ControlFlow<()> {
+fn go_on(progress: Progress) -> ControlFlow<()> {
+    assert!(progress.done <= progress.total, "{progress:?}");
     ControlFlow::Continue(())
 }
 
@@ -125,7 +128,7 @@ impl Family {
         }
         let one = self.any();
         let leaf = self.children(one).is_empty();
-        match self.random.below(20) {
+        match self.random.below(24) {
             0 if self.disks.len() < MOST_DISKS => {
                 self.create();
                 "create"
@@ -134,7 +137,7 @@ impl Family {
                 self.create_child(one);
                 "create a child"
             }
-            4 | 5 if leaf && self.disks[one].parent.is_some() => self.merge(one),
+            4 | 5 | 18 if leaf && self.disks[one].parent.is_some() => self.merge(one),
             6 if self.disks.len() < MOST_DISKS => {
                 self.convert(one);
                 "convert"
@@ -153,6 +156,18 @@ impl Family {
                 remove(&self.pool, &self.disks[one].rel).unwrap();
                 self.disks.remove(one);
                 "remove"
+            }
+            14 if self.disks.len() < MOST_DISKS => {
+                self.clone(one);
+                "clone"
+            }
+            15 if self.disks.len() < MOST_DISKS => {
+                self.export_and_import(one);
+                "export and import"
+            }
+            16 | 17 if leaf && self.disks[one].disk_type != DiskType::Fixed => {
+                self.repair(one);
+                "repair"
             }
             _ if leaf => {
                 let rel = self.disks[one].rel.clone();
@@ -270,13 +285,9 @@ impl Family {
             let options = MergeOptions::default();
             merge(&self.pool, &rel, Gate::open(), &options, &mut progress)
         };
-        if !fits {
+        if !fits || !alone {
             assert!(matches!(run(u32::MAX), Err(OperationError::Refused { .. })));
             return "refuse to merge";
-        }
-        if !alone {
-            // It may lie in another folder, where it is not looked for.
-            return "nothing";
         }
         let stop = self.random.below(6) as u32;
         match run(stop) {
@@ -300,6 +311,7 @@ impl Family {
             &source.rel,
             &self.pool,
             &rel,
+            Gate::open(),
             &options,
             &mut go_on,
         )
@@ -311,6 +323,71 @@ impl Family {
             content,
             parent: None,
         });
+    }
+
+    fn clone(&mut self, of: usize) {
+        let rel = self.name("vhd");
+        let (options, source) = (CloneOptions::new(), &self.disks[of]);
+        let (pool, gate) = (&self.pool, Gate::open());
+        clone_disk(pool, &source.rel, pool, &rel, gate, &options, &mut go_on).unwrap();
+        self.disks.push(Disk {
+            rel,
+            disk_type: source.disk_type,
+            content: source.content.clone(),
+            parent: source.parent.clone(),
+        });
+    }
+
+    fn export_and_import(&mut self, of: usize) {
+        let (raw, rel) = (self.name("raw"), self.name("vhd"));
+        let disk_type = [DiskType::Fixed, DiskType::Dynamic][self.random.below(2) as usize];
+        let (pool, search) = (&self.pool, ParentSearch::new());
+        let source = &self.disks[of];
+        export_raw(pool, &source.rel, pool, &raw, &search, &mut go_on).unwrap();
+        let path = self.dir.path().join(&raw);
+        assert!(std::fs::read(&path).unwrap() == source.content);
+        let options = ImportOptions {
+            disk_type,
+            size: None,
+            sha256: None,
+            unique_id: None,
+        };
+        let image = pool.open_read(&raw).unwrap();
+        import_raw(&image, pool, &rel, &options, &mut go_on).unwrap();
+        std::fs::remove_file(path).unwrap();
+        self.disks.push(Disk {
+            rel,
+            disk_type,
+            content: source.content.clone(),
+            parent: None,
+        });
+    }
+
+    /// A damage that costs nothing, into a new disk and where it is.
+    fn repair(&mut self, of: usize) {
+        let new = self.name("vhd");
+        let (pool, rel) = (&self.pool, &self.disks[of].rel);
+        let damage = || {
+            let path = self.dir.path().join(rel);
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.write_all_at(&[0xa5; 8], 100).unwrap();
+        };
+        damage();
+        repair(pool, rel, &new, &ParentSearch::new(), &mut go_on).unwrap();
+        // It has the identity of the other one.
+        let copy = self.open(&new, Access::ReadOnly);
+        let mut found = vec![0xaa; self.disks[of].content.len()];
+        copy.read_at(&mut found, 0).unwrap();
+        assert!(found == self.disks[of].content);
+        drop(copy);
+        remove(pool, &new).unwrap();
+        repair_in_place(pool, rel, Gate::open(), &mut go_on).unwrap();
+        self.is_clean(rel);
+        undo_repair(pool, rel, Gate::open()).unwrap();
+        let report = check(pool, rel, &ParentSearch::new(), &mut go_on).unwrap();
+        assert!(report.counts.contains_key(&FindingKind::FooterCopyDamaged));
+        repair_in_place(pool, rel, Gate::open(), &mut go_on).unwrap();
+        discard_repair_journal(pool, rel).unwrap();
     }
 
     fn resize(&mut self, of: usize) -> &'static str {
@@ -360,7 +437,7 @@ impl Family {
         let children = self.children(of);
         let search = ParentSearch::new();
         if let Some(parent) = self.disks[of].parent.clone() {
-            reparent(&self.pool, &rel, &self.pool, &parent, &search).unwrap();
+            reparent(&self.pool, &rel, &self.pool, &parent, Gate::open(), &search).unwrap();
         }
         self.disks[of].rel = rel.clone();
         for child in children {
@@ -369,6 +446,7 @@ impl Family {
                 &self.disks[child].rel,
                 &self.pool,
                 &rel,
+                Gate::open(),
                 &search,
             )
             .unwrap();
@@ -403,11 +481,18 @@ impl Family {
             free.push(range);
         }
         let options = CompactOptions {
-            free,
+            free: Some(&|_| Ok(free.clone())),
             defragment: self.random.below(2) == 0,
             ..CompactOptions::default()
         };
-        compact(&self.pool, &self.disks[of].rel, &options, &mut go_on).unwrap();
+        compact(
+            &self.pool,
+            &self.disks[of].rel,
+            Gate::open(),
+            &options,
+            &mut go_on,
+        )
+        .unwrap();
     }
 
     fn is_clean(&self, rel: &Path) {
@@ -478,6 +563,9 @@ fn families_of_disks_do_what_vectors_do() {
             "merge",
             "refuse to merge",
             "convert",
+            "clone",
+            "export and import",
+            "repair",
             "resize",
             "resize by force",
             "move and reconnect",

@@ -324,7 +324,7 @@ fn libvhdi_reads_our_disks() {
         if disk_type == DiskType::Dynamic {
             let options = CompactOptions::default();
             let mut go_on = |_| ControlFlow::Continue(());
-            compact(&pool, "disk.vhd", &options, &mut go_on).unwrap();
+            compact(&pool, "disk.vhd", Gate::open(), &options, &mut go_on).unwrap();
             assert!(libvhdi_reads(&dir).unwrap() == expected);
             same_for_qemu(&dir);
         }

@@ -269,7 +269,14 @@ fn the_record_outlives_a_compaction_and_not_the_disk() {
     let inode = || folder.path("disk.vhd").metadata().unwrap().ino();
     let old = inode();
     let go_on = &mut |_| ControlFlow::Continue(());
-    compact(&folder.pool, "disk.vhd", &CompactOptions::default(), go_on).unwrap();
+    compact(
+        &folder.pool,
+        "disk.vhd",
+        Gate::open(),
+        &CompactOptions::default(),
+        go_on,
+    )
+    .unwrap();
     assert_ne!(inode(), old);
     folder.refusal(WRITING, Some(&owner(4, "node-a")));
     // A disk that somebody removed by hand, and another one of its name.

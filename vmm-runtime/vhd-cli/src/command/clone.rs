@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use paddock_vhd::{CloneOptions, clone_disk};
+use paddock_vhd::{CloneOptions, Gate, clone_disk};
 use serde::Serialize;
 
 use crate::disk_path::{DiskPath, Search};
@@ -41,15 +41,21 @@ struct Answer {
 
 pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> {
     let disk = DiskPath::existing(&arguments.source)?;
-    let chain = super::chain_paths(&disk, &arguments.search.resolve()?)?;
+    let search = arguments.search.resolve()?;
+    let chain = super::chain_paths(&disk, &search)?;
     let target = Target::new(&arguments.target, arguments.force, &chain)?;
     let meter = Meter::start("clone", out)?;
+    let options = CloneOptions {
+        search,
+        ..CloneOptions::new()
+    };
     let report = clone_disk(
         &disk.pool,
         &disk.name,
         target.pool(),
         target.name(),
-        &CloneOptions::new(),
+        Gate::open(),
+        &options,
         &mut |step| meter.step(step),
     )?;
     drop(meter);

@@ -1,17 +1,14 @@
 //! `vhd compact`
 
+use std::cell::RefCell;
 use std::fmt::Write;
 use std::io;
-use std::ops::{ControlFlow, Range};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::PathBuf;
 
 use clap::Args;
 use paddock_free_space::{Disk, Outcome, free_space};
-use paddock_vhd::{
-    Access, BlockDevice, CompactOptions, CompactReport, Gate, OperationError, ParentSearch,
-    Progress, Vhd, children, compact,
-};
+use paddock_vhd::{BlockDevice, CompactOptions, Gate, OperationError, children, compact};
 use serde::Serialize;
 
 use crate::disk_path::DiskPath;
@@ -91,20 +88,26 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
             "a disk is compacted within its folder; name a file there, or move it afterwards",
         ));
     }
-    let before = Unchanged::look(&disk)?;
-    let (free, volumes) = if arguments.keep_free {
-        (Vec::new(), Vec::new())
-    } else {
-        look_for_free_space(&disk)?
+    let volumes = RefCell::new(Vec::new());
+    let look = |vhd: &dyn BlockDevice| {
+        let (free, found) = look_for_free_space(vhd)?;
+        volumes.replace(found);
+        Ok(free)
     };
     let options = CompactOptions {
-        free,
+        free: match arguments.keep_free {
+            true => None,
+            false => Some(&look),
+        },
         target: target.as_ref().map(|target| target.name().to_owned()),
         defragment: arguments.defragment,
-        search: ParentSearch::new(),
     };
     let meter = Meter::start("compact", out)?;
-    let report = compact_unchanged(&disk, &before, &options, &mut |step| meter.step(step))?;
+    let gate = Gate::open();
+    let report = compact(&disk.pool, &disk.name, gate, &options, &mut |step| {
+        meter.step(step)
+    })
+    .map_err(|error| hinted(error, &disk, arguments.keep_free))?;
     drop(meter);
     let made = match target {
         Some(target) => target.finish()?,
@@ -117,47 +120,23 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         blocks_before: report.blocks_before,
         blocks_after: report.blocks_after,
         freed_bytes: report.freed_bytes,
-        volumes,
+        volumes: volumes.into_inner(),
     };
     out.done(&answer, human_text);
     Ok(Exit::Good)
 }
 
-/// Compacts a disk if nobody wrote to it since `before`: who wrote between the
-/// search for free space and the lock may have used that.
-fn compact_unchanged(
-    disk: &DiskPath,
-    before: &Unchanged,
-    options: &CompactOptions,
-    step: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-) -> Result<CompactReport, Failure> {
-    let mut looked = None;
-    let report = compact(&disk.pool, &disk.name, options, &mut |progress| {
-        // The disk is locked by now, and nothing is published yet.
-        let look = || Unchanged::look(disk).is_ok_and(|now| now == *before);
-        if *looked.get_or_insert_with(look) {
-            step(progress)
-        } else {
-            ControlFlow::Break(())
-        }
-    });
-    match report {
-        Err(OperationError::Cancelled) if looked == Some(false) => Err(Failure::new(
-            Exit::Busy,
-            format!(
-                "{}: someone wrote to the disk meanwhile; nothing was changed, compact it when nobody uses it",
-                disk.path().display()
-            ),
-        )),
-        Err(error @ OperationError::Refused { .. })
-            if !options.free.is_empty()
-                && children(&disk.pool, &disk.name).is_ok_and(|children| !children.is_empty()) =>
-        {
-            Err(Failure::from(error)
-                .hinting("`vhd compact --keep-free FILE` compacts a disk with children, too"))
-        }
-        report => Ok(report?),
+fn hinted(error: OperationError, disk: &DiskPath, keep_free: bool) -> Failure {
+    let refused = matches!(error, OperationError::Refused { .. });
+    let failure = Failure::from(error);
+    if refused
+        && !keep_free
+        && children(&disk.pool, &disk.name).is_ok_and(|children| !children.is_empty())
+    {
+        return failure
+            .hinting("`vhd compact --keep-free FILE` compacts a disk with children, too");
     }
+    failure
 }
 
 fn human_text(answer: &Answer) -> String {
@@ -187,30 +166,6 @@ fn human_text(answer: &Answer) -> String {
     text
 }
 
-/// What tells that nobody wrote to a file.
-#[derive(Debug, PartialEq, Eq)]
-struct Unchanged {
-    file: (u64, u64),
-    len: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Unchanged {
-    fn look(disk: &DiskPath) -> Result<Unchanged, Failure> {
-        let metadata = disk
-            .path()
-            .metadata()
-            .map_err(|error| Failure::io(disk.path(), "look at the file", &error))?;
-        Ok(Unchanged {
-            file: (metadata.dev(), metadata.ino()),
-            len: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
-    }
-}
-
 /// A disk as the walkers read it.
 pub(crate) struct Bytes<'a>(pub(crate) &'a dyn BlockDevice);
 
@@ -226,12 +181,11 @@ impl Disk for Bytes<'_> {
 
 /// What no file system on the disk uses. A table of partitions that can't be
 /// right leaves everything as it is.
-fn look_for_free_space(disk: &DiskPath) -> Result<(Vec<Range<u64>>, Vec<Volume>), Failure> {
-    let vhd = Vhd::open(&disk.pool, &disk.name, Access::ReadOnly, Gate::open())?;
-    let report = match free_space(&Bytes(&vhd)) {
+fn look_for_free_space(vhd: &dyn BlockDevice) -> io::Result<(Vec<Range<u64>>, Vec<Volume>)> {
+    let report = match free_space(&Bytes(vhd)) {
         Ok(report) => report,
         Err(error @ paddock_free_space::WalkError::Read { .. }) => {
-            return Err(read_error(disk.path(), &error));
+            return Err(io::Error::other(error.to_string()));
         }
         Err(error) => {
             let whole = Volume {
@@ -262,50 +216,4 @@ fn look_for_free_space(disk: &DiskPath) -> Result<(Vec<Range<u64>>, Vec<Volume>)
         })
         .collect();
     Ok((report.free_ranges(), volumes))
-}
-
-fn read_error(path: &Path, error: &paddock_free_space::WalkError) -> Failure {
-    Failure::new(Exit::System, format!("{}: {error}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use paddock_vhd::{CreateOptions, DiskSize, DiskType, Pool};
-
-    use super::*;
-
-    #[test]
-    fn what_was_free_is_kept_if_someone_wrote_since() {
-        let dir = tempfile::tempdir().unwrap();
-        let pool = Pool::open(dir.path()).unwrap();
-        let size = DiskSize::from_bytes(8 << 20).unwrap();
-        let create = CreateOptions::new(DiskType::Dynamic, size);
-        let vhd = Vhd::create(&pool, "disk.vhd", &create).unwrap();
-        vhd.write_at(&[1; 4096], 0).unwrap();
-        vhd.close().unwrap();
-        let disk = DiskPath::existing(&dir.path().join("disk.vhd")).unwrap();
-        let options = CompactOptions {
-            free: std::iter::once(0..4096).collect(),
-            ..CompactOptions::default()
-        };
-        let compact = |before: &Unchanged| {
-            compact_unchanged(&disk, before, &options, &mut |_| ControlFlow::Continue(()))
-        };
-        let first_byte = || {
-            let vhd = Vhd::open(&pool, "disk.vhd", Access::ReadOnly, Gate::open()).unwrap();
-            let mut byte = [0];
-            vhd.read_at(&mut byte, 0).unwrap();
-            byte[0]
-        };
-        let before = Unchanged::look(&disk).unwrap();
-        let vhd = Vhd::open(&pool, "disk.vhd", Access::ReadWrite, Gate::open()).unwrap();
-        vhd.write_at(&[2; 4096], 0).unwrap();
-        vhd.close().unwrap();
-        let failure = compact(&before).unwrap_err();
-        assert_eq!(failure.exit, Exit::Busy, "{failure}");
-        assert_eq!(first_byte(), 2);
-        let report = compact(&Unchanged::look(&disk).unwrap()).unwrap();
-        assert_eq!((report.blocks_before, report.blocks_after), (1, 0));
-        assert_eq!(first_byte(), 0);
-    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use paddock_vhd::{
-    ConvertOptions, DiskType, ImportOptions, convert, export_raw, import_linked, import_raw,
+    ConvertOptions, DiskType, Gate, ImportOptions, convert, export_raw, import_linked, import_raw,
 };
 use serde::Serialize;
 
@@ -150,6 +150,7 @@ pub(crate) fn copy_disk(
                 name,
                 target.pool(),
                 target.name(),
+                Gate::open(),
                 &options,
                 &mut progress,
             )?

@@ -17,9 +17,9 @@ use crate::target::Force;
 /// Merge a differencing disk into its parent, or its chain into a new disk
 ///
 /// Merged into its parent, the disk itself is gone afterwards. All other
-/// children of the parent are useless then: there must be none, unless they
-/// are abandoned. A merge that
-/// was cut off, by Ctrl-C too, is brought to its end by asking for it again.
+/// children of the parent are useless then: there must be none in the folders
+/// of the two disks and those within them, unless they are abandoned. A merge
+/// that was cut off, by Ctrl-C too, is brought to its end by asking for it again.
 ///
 /// With --into, everything that the disk shows goes to a new disk, and the
 /// disk and its parents stay as they are.
@@ -116,12 +116,12 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     }
     // It may be gone already: the end of a merge that was cut off.
     let disk = DiskPath::any(&arguments.file)?;
+    let parent = super::parent_path(&disk, &arguments.search.resolve()?);
     let options = MergeOptions {
-        search: arguments.search.resolve()?,
+        search: arguments.search.resolve_beside(parent.as_deref())?,
         force: arguments.abandon_others,
         ..MergeOptions::default()
     };
-    let parent = super::parent_path(&disk, &options.search);
     let meter = Meter::start("merge", out)?;
     let report = merge(
         &disk.pool,

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use paddock_vhd::{RepairReport, discard_repair_journal, repair, repair_in_place, undo_repair};
+use paddock_vhd::{
+    Gate, RepairReport, discard_repair_journal, repair, repair_in_place, undo_repair,
+};
 use serde::Serialize;
 
 use crate::command::info::Description;
-use crate::disk_path::DiskPath;
+use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Meter;
@@ -46,6 +48,8 @@ pub(crate) struct Arguments {
     forget: bool,
     #[command(flatten)]
     force: Force,
+    #[command(flatten)]
+    search: Search,
 }
 
 #[derive(Serialize)]
@@ -60,7 +64,7 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let disk = DiskPath::existing(&arguments.file)?;
     if arguments.undo || arguments.forget {
         if arguments.undo {
-            undo_repair(&disk.pool, &disk.name)?;
+            undo_repair(&disk.pool, &disk.name, Gate::open())?;
         } else {
             discard_repair_journal(&disk.pool, &disk.name)?;
         }
@@ -71,10 +75,12 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         return Ok(Exit::Good);
     }
     let (target, report) = match &arguments.new {
-        Some(new) => to_new(&disk, &arguments.file, new, arguments.force, out)?,
+        Some(new) => to_new(&disk, arguments, new, out)?,
         None => {
             let meter = Meter::start("repair", out)?;
-            let report = repair_in_place(&disk.pool, &disk.name, &mut |step| meter.step(step));
+            let gate = Gate::open();
+            let report =
+                repair_in_place(&disk.pool, &disk.name, gate, &mut |step| meter.step(step));
             drop(meter);
             (disk.path().to_owned(), report.map_err(cut_off)?)
         }
@@ -101,12 +107,12 @@ fn cut_off(error: paddock_vhd::OperationError) -> Failure {
 
 fn to_new(
     disk: &DiskPath,
-    file: &Path,
+    arguments: &Arguments,
     new: &Path,
-    force: Force,
     out: &Output,
 ) -> Result<(PathBuf, RepairReport), Failure> {
-    let target = Target::new(new, force, &[file.to_owned()])?;
+    let sources = std::slice::from_ref(&arguments.file);
+    let target = Target::new(new, arguments.force, sources)?;
     if target.making().path().parent() != disk.path().parent() {
         return Err(Failure::wrong_use(format!(
             "{}: a disk is repaired within its folder; name a file in {}",
@@ -115,7 +121,9 @@ fn to_new(
         )));
     }
     let meter = Meter::start("repair", out)?;
-    let report = repair(&disk.pool, &disk.name, target.name(), &mut |step| {
+    let search = arguments.search.resolve()?;
+    let (pool, name) = (&disk.pool, &disk.name);
+    let report = repair(pool, name, target.name(), &search, &mut |step| {
         meter.step(step)
     })?;
     drop(meter);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use paddock_vhd::reparent;
+use paddock_vhd::{Gate, reparent};
 
 use crate::command::info::Description;
 use crate::disk_path::{DiskPath, Pair, Search};
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let pair = Pair::new(&disk, &parent)?;
     let (pool, rel) = &pair.child;
     let (parent_pool, parent_rel) = &pair.parent;
-    reparent(pool, rel, parent_pool, parent_rel, &search)?;
+    reparent(pool, rel, parent_pool, parent_rel, Gate::open(), &search)?;
     out.done(&Description::of(&disk)?, Description::human);
     Ok(Exit::Good)
 }

@@ -79,8 +79,7 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         Action::Commit(which) => {
             // It may be gone already: the end of a commit that was cut off.
             let undo = DiskPath::any(&which.undo())?;
-            let search = which.search.resolve()?;
-            let merged = commit(&undo, &search, out)?;
+            let merged = commit(&undo, &which.search, out)?;
             out.done(&merged, Merged::human);
             Ok(Exit::Good)
         }
@@ -133,15 +132,12 @@ pub(crate) fn make(
 }
 
 /// Commits an undo disk.
-pub(crate) fn commit(
-    undo: &DiskPath,
-    search: &paddock_vhd::ParentSearch,
-    out: &Output,
-) -> Result<Merged, Failure> {
-    let parent = super::parent_path(undo, search);
+pub(crate) fn commit(undo: &DiskPath, search: &Search, out: &Output) -> Result<Merged, Failure> {
+    let parent = super::parent_path(undo, &search.resolve()?);
+    let search = search.resolve_beside(parent.as_deref())?;
     let meter = Meter::start("commit", out)?;
     let gate = paddock_vhd::Gate::open();
-    let report = commit_undo(&undo.pool, &undo.name, gate, search, &mut |step| {
+    let report = commit_undo(&undo.pool, &undo.name, gate, &search, &mut |step| {
         meter.step(step)
     });
     drop(meter);

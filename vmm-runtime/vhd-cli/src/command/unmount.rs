@@ -181,8 +181,7 @@ fn unmount(
             |failure: Failure| failure.noting(&format!("the changes are in {}", path.display()));
         match changes {
             Changes::Committed => {
-                let search = arguments.search.resolve()?;
-                undo::commit(&undo, &search, out).map_err(kept)?;
+                undo::commit(&undo, &arguments.search, out).map_err(kept)?;
             }
             Changes::Discarded => {
                 discard_undo(&undo.pool, &undo.name).map_err(|error| kept(error.into()))?;

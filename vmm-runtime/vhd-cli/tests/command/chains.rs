@@ -65,6 +65,43 @@ fn a_tree_that_was_moved_is_found() {
 }
 
 #[test]
+fn other_children_are_looked_for_in_the_folders_of_both_disks() {
+    let folder = pair();
+    let other = |rel: &str| {
+        std::fs::create_dir_all(folder.path(rel).parent().unwrap()).unwrap();
+        let create = ["create", "--type", "differencing", "--parent"];
+        let arguments = [&create[..], &["a/bases/base.vhd", rel]].concat();
+        folder.vhd(&arguments).ends(0);
+    };
+    other("b/child.vhd");
+    other("a/bases/deep/other.vhd");
+    let searched = format!(
+        "(searched: all of {} and {})",
+        folder.path("b").display(),
+        folder.path("a/bases").display()
+    );
+    let found = folder.path("a/bases/deep/other.vhd").display().to_string();
+    let refused = folder.vhd(&["merge", "b/child.vhd"]).ends(1);
+    assert!(refused.stderr.contains(&found), "{refused:?}");
+    assert!(refused.stderr.contains(&searched), "{refused:?}");
+    std::fs::remove_file(folder.path("a/bases/deep/other.vhd")).unwrap();
+    folder.vhd(&["merge", "b/child.vhd"]).ends(0);
+    // One that is gone half-way is not taken for merged.
+    std::fs::write(
+        folder.path("a/child.vhd.merge"),
+        "merge of a differencing VHD into its parent, version 1\n\
+         child 00000000-0000-0000-0000-000000000001\n\
+         parent 00000000-0000-0000-0000-000000000002\n\
+         state begun\nend\n",
+    )
+    .unwrap();
+    std::fs::remove_file(folder.path("a/child.vhd")).unwrap();
+    folder
+        .vhd(&["merge", "a/child.vhd"])
+        .fails(1, &["the parent has a part of it"]);
+}
+
+#[test]
 fn a_parent_that_was_moved_is_searched_and_reconnected() {
     let folder = pair();
     std::fs::create_dir(folder.path("elsewhere")).unwrap();

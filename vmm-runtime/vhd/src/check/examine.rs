@@ -258,8 +258,14 @@ fn check_table(
     report.allocated_blocks = sorted.len() as u64;
     let needed = layout.size.div_ceil(layout.block_size.into());
     let metadata = metadata(layout);
+    let mut used = metadata
+        .iter()
+        .map(|&(_, from, to)| (from, to))
+        .collect::<Vec<_>>();
+    used.sort_unstable();
+    let mut used = used.into_iter().peekable();
     let len = layout.region_len();
-    let mut free_from = layout.metadata_end();
+    let mut free_from = 0;
     let mut before: Option<(u32, u32)> = None;
     for &(entry, block) in &sorted {
         let start = layout.region(entry);
@@ -287,9 +293,18 @@ fn check_table(
             );
             add(FindingKind::BlockPastEnd, what);
         }
+        // Metadata may lie anywhere, once it has moved.
+        while let Some((from, to)) = used.next_if(|(from, _)| *from < start) {
+            leak(free_from, from, report);
+            free_from = free_from.max(to);
+        }
         leak(free_from, start.min(file_end), report);
         free_from = free_from.max(start + len);
         before = Some((entry, block));
+    }
+    for (from, to) in used {
+        leak(free_from, from, report);
+        free_from = free_from.max(to);
     }
     leak(free_from, file_end, report);
     sorted

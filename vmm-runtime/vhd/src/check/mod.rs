@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize};
 use crate::chain::{self, ParentSearch};
 use crate::error::OpenError;
 use crate::format::DiskType;
-use crate::gate::Gate;
 use crate::image::Refusal;
 use crate::import::Progress;
 use crate::lock::{self, Mode};
 use crate::operation::OperationError;
 use crate::pool::Pool;
+use crate::repair;
 use crate::resize;
-use crate::storage::{Backing, FileStorage};
+use crate::storage::Backing;
 
 pub(crate) use examine::{Verdict, examine, rescue_table};
 
@@ -125,6 +125,9 @@ pub enum FindingKind {
     /// A resize of a fixed disk was cut off. Opening the disk for writing
     /// ends it or takes it back.
     ResizeUnfinished,
+    /// A repair in place was cut off: the disk does not open for writing until
+    /// it is repaired again, or that is undone.
+    RepairUnfinished,
     /// The dynamic header can't be read.
     HeaderDamaged,
     /// What the header describes can't be.
@@ -167,6 +170,7 @@ impl FindingKind {
             | FindingKind::LocatorDamaged => Severity::Warning,
             FindingKind::FootersDamaged
             | FindingKind::SizeImpossible
+            | FindingKind::RepairUnfinished
             | FindingKind::HeaderDamaged
             | FindingKind::LayoutImpossible
             | FindingKind::BlockOverMetadata
@@ -198,13 +202,7 @@ pub fn check(
         .map_err(|error| OpenError::from_lock(rel, error))?;
     let file = File::from(file);
     let (identity, _) = chain::look_at(rel, &file)?;
-    let gate = Gate::open();
-    gate.close();
-    let backing = Backing::new(
-        Box::new(FileStorage::new(file)),
-        gate,
-        &rel.to_string_lossy(),
-    );
+    let backing = Backing::read_only(file, rel);
     let pending = resize::fixed::pending(&place, &backing)
         .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
     if pending.is_some() {
@@ -215,6 +213,10 @@ pub fn check(
         return Ok(report);
     }
     let Verdict { mut report, found } = examine(&backing, rel, progress)?;
+    if repair::journal::is_cut_off(&place, &backing)? {
+        let what = "a repair of the disk was cut off: repair it again, or undo that";
+        report.add(FindingKind::RepairUnfinished, None, None, what.to_owned());
+    }
     let Some(found) = found else {
         return Ok(report);
     };

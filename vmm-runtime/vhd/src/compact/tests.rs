@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::ops::Range;
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
 
-use super::{Copy, check_free, different_second, runs, without};
+use super::{Copy, check_free, runs, without};
 use crate::format::DiskType;
 use crate::gate::Gate;
 use crate::image::random::Random;
@@ -222,12 +221,4 @@ fn zeros_are_left_out_by_pieces_of_the_disk() {
         ]
     );
     assert_eq!(runs(&[], 5), []);
-}
-
-#[test]
-fn children_can_tell_that_it_changed() {
-    let at = |millis: u64| UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + millis);
-    assert_eq!(different_second(at(100), at(999)), at(1100));
-    assert_eq!(different_second(at(100), at(1000)), at(1000));
-    assert_eq!(different_second(at(5000), at(1000)), at(1000));
 }

@@ -117,7 +117,7 @@ impl Layout {
         // Were it ignored, the file could grow until a block lies there.
         if let Some((start, _)) = self.locators.iter().find(|(_, end)| *end > file_end) {
             return Err(format!(
-                "a locator of its parent is said to be at {start}, outside of the file"
+                "a locator of its parent is said to be at {start}, outside of the file; reconnect it to its parent, which writes those anew"
             ));
         }
         Ok(())

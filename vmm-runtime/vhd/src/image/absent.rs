@@ -62,4 +62,8 @@ impl Image for Absent {
     fn put_away(&self) -> Result<(), IoError> {
         Ok(())
     }
+
+    fn growth(&self, _: std::ops::Range<u64>, _: u64) -> Result<u64, IoError> {
+        Err(IoError::ReadOnly)
+    }
 }

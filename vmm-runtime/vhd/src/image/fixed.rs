@@ -1,5 +1,7 @@
 //! Fixed disks: the data as it is, then the footer.
 
+use std::ops::Range;
+
 use super::{Image, Recognised};
 use crate::block::{BlockDevice, Extent, ExtentKind, IoError, check_range};
 use crate::queue::{Intent, Place};
@@ -96,5 +98,9 @@ impl Image for Fixed {
 
     fn write_behind(&self, offset: u64, len: u64) {
         self.backing.write_behind(offset..offset + len);
+    }
+
+    fn growth(&self, range: Range<u64>, _: u64) -> Result<u64, IoError> {
+        super::holes(&self.backing, range)
     }
 }

@@ -25,8 +25,11 @@ pub(crate) use fixed::Fixed;
 pub(crate) use format_new::{NewParent, format_new, formatted_len};
 pub(crate) use recognise::{Recognised, recognise};
 
+use std::ops::Range;
+
 use crate::block::{BlockDevice, IoError};
 use crate::format::DiskType;
+use crate::room::PIECE;
 use crate::storage::Backing;
 
 /// Why bytes were not opened as a disk.
@@ -199,4 +202,23 @@ pub(crate) trait Image: BlockDevice {
     /// Begins to bring to disk what was written to a range that lies within
     /// the disk. For speed alone.
     fn write_behind(&self, _offset: u64, _len: u64) {}
+
+    /// How many bytes of the file system writing to `range`, which lies within
+    /// the disk, takes at most. Blocks that begin before `after` are counted
+    /// already, with an earlier range.
+    fn growth(&self, range: Range<u64>, after: u64) -> Result<u64, IoError>;
+}
+
+/// How many bytes writing to a range of a file takes at most: of what it has
+/// no data for, in whole pieces.
+fn holes(backing: &Backing, range: Range<u64>) -> Result<u64, IoError> {
+    let mut missing = 0;
+    let mut at = range.start;
+    while at < range.end {
+        let data = backing.next_data(at..range.end)?;
+        let data = data.unwrap_or(range.end..range.end);
+        missing += (data.start - at).next_multiple_of(PIECE);
+        at = data.end;
+    }
+    Ok(missing)
 }

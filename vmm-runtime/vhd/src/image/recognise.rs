@@ -6,7 +6,7 @@
 //! end is asked first, and the beginning believed only if the end isn't the
 //! footer of a fixed disk.
 
-use crate::format::bat::Layout;
+use crate::format::bat::{self, Layout};
 use crate::format::footer::{self, Footer, FooterError, Kind};
 use crate::format::header::{self, Header};
 use crate::format::{DiskType, SECTOR, foreign};
@@ -47,6 +47,13 @@ impl Recognised {
                 .map(|locator| locator.range().unwrap_or_default());
         }
         Some(layout)
+    }
+
+    /// How many entries its table is said to have, as far as that may be.
+    pub(crate) fn entries(&self) -> u32 {
+        let header = self.header.as_ref();
+        // What has more is refused when it is opened.
+        header.map_or(0, |(_, header)| header.bat_entries.min(bat::MAX_ENTRIES))
     }
 
     /// The parent's name as the header has it, to be shown.

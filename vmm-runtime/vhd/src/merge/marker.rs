@@ -8,17 +8,15 @@
 //! it never writes after the time in it.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
 use crate::pool::{Place, PoolError};
+use crate::sidefile::MERGING;
 
-const SUFFIX: &str = ".merging";
 const MARK: &str = "a child is being merged into this disk, version 1";
 
 /// For how long the time in a marker reaches. Within that time after a merge
@@ -51,18 +49,17 @@ pub(super) struct Marker {
 impl Marker {
     /// Puts a marker beside the disk `parent`, durably.
     pub(super) fn set(parent: &Place, child: Uuid) -> Result<Marker, PoolError> {
-        forget(parent)?;
-        let place = parent.with_suffix(SUFFIX)?;
-        let file = File::from(place.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?);
+        // Nothing is written yet.
+        let from = modified(parent)?;
+        let begun = Span { from, until: from };
         let mut marker = Marker {
-            from: modified(parent)?,
-            file,
-            place,
+            file: MERGING.create(parent, text(child, begun).as_bytes())?,
+            place: MERGING.place(parent)?,
+            from,
             child,
             renewed: Instant::now(),
         };
         marker.renew()?;
-        marker.place.sync_folder()?;
         Ok(marker)
     }
 
@@ -93,36 +90,30 @@ impl Marker {
     /// Less than a sector, and all of it the same but for the number: a crash
     /// leaves the one or the other.
     fn write(&self, until: Modified) -> Result<(), PoolError> {
-        let Marker { child, from, .. } = self;
-        let text = format!("{MARK}\nchild {child}\nfrom {from:039}\nuntil {until:039}\nend\n");
+        let span = Span {
+            from: self.from,
+            until,
+        };
         self.file
-            .write_all_at(text.as_bytes(), 0)
+            .write_all_at(text(self.child, span).as_bytes(), 0)
             .map_err(|source| self.failed(source))
     }
 
     fn failed(&self, source: std::io::Error) -> PoolError {
-        PoolError::Io {
-            path: self.place.rel().to_owned(),
-            operation: "write the marker of a merge",
-            source,
-        }
+        MERGING.write_failed(&self.place, source)
     }
+}
+
+fn text(child: Uuid, Span { from, until }: Span) -> String {
+    format!("{MARK}\nchild {child}\nfrom {from:039}\nuntil {until:039}\nend\n")
 }
 
 /// What the marker beside the disk `parent` says of a merge of `child`.
 pub(super) fn read(parent: &Place, child: Uuid) -> Result<Option<Span>, PoolError> {
-    let place = parent.with_suffix(SUFFIX)?;
-    let file = match place.open(OFlags::RDONLY) {
-        Ok(file) => File::from(file),
-        Err(PoolError::NotFound { .. }) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut text = String::new();
-    // Bounded: the file may be anyone's.
-    if file.take(512).read_to_string(&mut text).is_err() {
-        return Ok(None);
-    }
-    Ok(parse(&text).and_then(|(of, span)| (of == child).then_some(span)))
+    let bytes = MERGING.read(parent, 512)?;
+    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+    let found = text.and_then(|text| parse(&text));
+    Ok(found.and_then(|(of, span)| (of == child).then_some(span)))
 }
 
 fn parse(text: &str) -> Option<(Uuid, Span)> {
@@ -152,24 +143,10 @@ fn of_file(file: &File) -> std::io::Result<Modified> {
     Ok(i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()))
 }
 
-/// Takes the marker beside the disk `parent` away, durably, if there is one:
-/// someone is about to write to it, or it is gone.
-pub(crate) fn forget(parent: &Place) -> Result<(), PoolError> {
-    let place = parent.with_suffix(SUFFIX)?;
-    match place.unlink() {
-        Ok(()) => place.sync_folder(),
-        Err(PoolError::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// The name of a marker, for messages.
-pub(super) fn name(parent: &Path) -> String {
-    format!("{}{SUFFIX}", parent.display())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::pool::Pool;
 
@@ -207,8 +184,6 @@ mod tests {
         }
         std::fs::write(dir.path().join("disk.merging"), [0xff; 4096]).unwrap();
         assert_eq!(read(&disk, child).unwrap(), None);
-        forget(&disk).unwrap();
-        forget(&disk).unwrap();
-        assert!(!dir.path().join("disk.merging").exists());
+        MERGING.forget(&disk).unwrap();
     }
 }

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::{merge_images, read_record, write_record};
+use super::merge_images;
 use crate::block::BlockDevice;
 use crate::gate::Gate;
 use crate::image::random::Random;
 use crate::image::sample::{Sample, foreign_child, foreign_disk, open_parents};
 use crate::image::{Absent, Dynamic, Image, Mutant, Tuning, open, recognise};
-use crate::pool::Pool;
 use crate::storage::Backing;
 use crate::storage::fault::{Crashes, Fault, FaultStorage};
 use crate::survey::{crash_points, survey_seeds};
@@ -142,27 +141,4 @@ fn mutants_of_the_merge_are_caught() {
         let how = caught.unwrap_or_else(|| panic!("{mutant:?} was not caught"));
         println!("{mutant:?}: {how}");
     }
-}
-
-#[test]
-fn a_record_counts_only_if_it_is_complete() {
-    let dir = tempfile::tempdir().unwrap();
-    let pool = Pool::open(dir.path()).unwrap();
-    let place = pool.place(Path::new("a.merge")).unwrap();
-    assert_eq!(read_record(&place).unwrap(), None);
-    let (child, parent) = (
-        uuid::Uuid::from_bytes([1; 16]),
-        uuid::Uuid::from_bytes([2; 16]),
-    );
-    write_record(&place, child, parent).unwrap();
-    assert_eq!(read_record(&place).unwrap(), Some((child, parent)));
-    let bytes = std::fs::read(dir.path().join("a.merge")).unwrap();
-    for len in 0..bytes.len() {
-        std::fs::write(dir.path().join("a.merge"), &bytes[..len]).unwrap();
-        assert_eq!(read_record(&place).unwrap(), None, "{len}");
-    }
-    std::fs::write(dir.path().join("a.merge"), [0xff; 4096]).unwrap();
-    assert_eq!(read_record(&place).unwrap(), None);
-    write_record(&place, child, parent).unwrap();
-    assert_eq!(read_record(&place).unwrap(), Some((child, parent)));
 }

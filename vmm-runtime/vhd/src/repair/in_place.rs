@@ -1,12 +1,13 @@
 //! Repairing a disk where it is, so that it can be undone.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::RepairReport;
-use super::journal::{self, Journal, Patch, State};
+use super::journal::{Journal, Patch, State};
 use crate::block::IoError;
 use crate::check::{Severity, examine, rescue_table};
 use crate::error::OpenError;
@@ -17,9 +18,10 @@ use crate::gate::Gate;
 use crate::image::{Mutant, Recognised, Tuning};
 use crate::import::Progress;
 use crate::lock::{self, Mode, Sidecar};
-use crate::merge;
+use crate::modified::Stamp;
 use crate::operation::{OperationError, report as tell};
 use crate::pool::{Place, Pool};
+use crate::sidefile::{MERGING, REPAIR};
 use crate::storage::{Backing, FileStorage};
 
 /// Repairs the disk `rel` where it is. Nobody may have it open.
@@ -32,86 +34,29 @@ use crate::storage::{Backing, FileStorage};
 ///
 /// Every byte that is overwritten is first kept in the file `NAME.repair`
 /// beside the disk. From there [`undo_repair`] puts them back until
-/// [`discard_repair_journal`]. A repair that was cut off keeps the disk from
+/// [`discard_repair_journal`]. Every change passes `gate`. A repair that was cut off keeps the disk from
 /// being opened for writing, and is begun again by another one, or undone.
 pub fn repair_in_place(
     pool: &Pool,
     rel: impl AsRef<Path>,
+    gate: Gate,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<RepairReport, OperationError> {
     let rel = rel.as_ref();
-    let Disk {
-        place,
-        backing,
-        _lock,
-    } = Disk::lock(pool, rel)?;
-    let refused = |reason: String| OperationError::Refused {
-        path: rel.to_owned(),
-        reason,
-    };
-    let io = OperationError::io(rel);
-    let earlier = Journal::read(&place)?;
-    match &earlier {
-        Some(journal) if journal.state == State::Begun => {
-            if !journal.fits(&backing).map_err(&io)? {
-                return Err(refused(
-                    "an earlier repair was cut off, and the disk was changed since; discard the journal of that first".to_owned(),
-                ));
-            }
-            journal.put_back(&backing).map_err(&io)?;
-        }
-        _ => {}
-    }
-    let verdict = examine(&backing, rel, &mut |_| ControlFlow::Continue(()))?;
-    let worst = verdict.report.worst();
-    let (found, layout) = super::repairable(rel, verdict)?;
-    let plan = Plan::of(&backing, &found, &layout).map_err(&io)?;
-    match earlier {
-        Some(journal) if matches!(journal.state, State::Done(_)) => {
-            if plan.is_none() && worst != Some(Severity::Error) {
-                return Ok(journal.report);
-            }
-            return Err(refused(
-                "it was repaired before, and is damaged again; undo that, or discard its journal, first".to_owned(),
-            ));
-        }
-        _ => {}
-    }
-    let Some(mut plan) = plan else {
-        journal::forget(&place)?;
-        return Ok(RepairReport {
-            copied_bytes: 0,
-            lost_blocks: Vec::new(),
-            doubtful_blocks: Vec::new(),
-        });
-    };
-    let need = plan.journal.new_len - plan.journal.old_len + plan.journal.encode().len() as u64;
-    let have = place.space()?.available;
-    if have < need {
-        return Err(OperationError::NoSpace {
-            path: rel.to_owned(),
-            need,
-            have,
-        });
-    }
-    merge::marker::forget(&place)?;
-    plan.journal.write(&place)?;
-    let total = plan.journal.report.copied_bytes;
-    plan.apply(&backing, Tuning::default(), &io, &mut |done| {
-        tell(done, total, progress)
-    })?;
-    let sum = plan.journal.tail_sum(&backing).map_err(&io)?;
-    plan.journal.state = State::Done(sum);
-    plan.journal.write_state(&place)?;
-    Ok(plan.journal.report)
+    let disk = Disk::lock(pool, rel, gate)?;
+    let report = disk.repair(rel, progress);
+    // A part of it may be done after an error, too.
+    let moved = disk.move_on();
+    let report = report?;
+    moved?;
+    Ok(report)
 }
-
 /// Puts back what [`repair_in_place`] overwrote, and removes its journal.
 /// Refused once the disk's metadata, or a block that was copied, was changed
 /// by anything else.
-pub fn undo_repair(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), OperationError> {
+pub fn undo_repair(pool: &Pool, rel: impl AsRef<Path>, gate: Gate) -> Result<(), OperationError> {
     let rel = rel.as_ref();
-    let disk = Disk::lock(pool, rel)?;
+    let disk = Disk::lock(pool, rel, gate)?;
     let refused = |reason: &str| OperationError::Refused {
         path: rel.to_owned(),
         reason: reason.to_owned(),
@@ -130,36 +75,136 @@ pub fn undo_repair(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), OperationEr
         state: State::Begun,
         ..journal
     };
+    let pass = disk.gate.enter().map_err(&io)?;
     begun.write_state(&disk.place)?;
-    begun.put_back(&disk.backing).map_err(&io)?;
-    Ok(journal::forget(&disk.place)?)
+    drop(pass);
+    disk.changed.set(true);
+    let put_back = begun.put_back(&disk.backing).map_err(&io);
+    let moved = disk.move_on();
+    put_back?;
+    moved?;
+    Ok(REPAIR.forget(&disk.place)?)
 }
 
 /// Removes the journal of [`repair_in_place`], after which the repair can't
 /// be undone any more.
 pub fn discard_repair_journal(pool: &Pool, rel: impl AsRef<Path>) -> Result<(), OperationError> {
-    let disk = Disk::lock(pool, rel.as_ref())?;
-    Ok(journal::forget(&disk.place)?)
+    let disk = Disk::lock(pool, rel.as_ref(), Gate::open())?;
+    Ok(REPAIR.forget(&disk.place)?)
 }
 
 /// A disk that nobody else has open.
 struct Disk {
     place: Place,
     backing: Backing,
+    gate: Gate,
+    stamp: Stamp,
+    /// Whether it was written to.
+    changed: Cell<bool>,
     _lock: Sidecar,
 }
 
 impl Disk {
-    fn lock(pool: &Pool, rel: &Path) -> Result<Disk, OperationError> {
+    fn lock(pool: &Pool, rel: &Path, gate: Gate) -> Result<Disk, OperationError> {
         let place = pool.place(rel)?;
         let (file, lock) = lock::open_locked(&place, Mode::Exclusive)
             .map_err(|error| OpenError::from_lock(rel, error))?;
-        let storage = Box::new(FileStorage::new(File::from(file)));
+        let file = File::from(file);
+        let stamp = Stamp::take(&file).map_err(|source| OpenError::Io {
+            path: rel.to_owned(),
+            operation: "look at the file",
+            source,
+        })?;
+        let storage = Box::new(FileStorage::new(file));
         Ok(Disk {
             place,
-            backing: Backing::new(storage, Gate::open(), &rel.to_string_lossy()),
+            backing: Backing::new(storage, gate.clone(), &rel.to_string_lossy()),
+            gate,
+            stamp,
+            changed: Cell::new(false),
             _lock: lock,
         })
+    }
+
+    /// Shows the children of the disk that it was changed, if it was.
+    fn move_on(&self) -> Result<(), OperationError> {
+        if !self.changed.get() {
+            return Ok(());
+        }
+        let rel = self.place.rel();
+        self.stamp
+            .move_on(&self.gate, &rel.to_string_lossy())
+            .map_err(OperationError::io(rel))
+    }
+
+    fn repair(
+        &self,
+        rel: &Path,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<RepairReport, OperationError> {
+        let refused = |reason: String| OperationError::Refused {
+            path: rel.to_owned(),
+            reason,
+        };
+        let io = OperationError::io(rel);
+        let earlier = Journal::read(&self.place)?;
+        match &earlier {
+            Some(journal) if journal.state == State::Begun => {
+                if !journal.fits(&self.backing).map_err(&io)? {
+                    return Err(refused(
+                        "an earlier repair was cut off, and the disk was changed since; discard the journal of that first".to_owned(),
+                    ));
+                }
+                self.changed.set(true);
+                journal.put_back(&self.backing).map_err(&io)?;
+            }
+            _ => {}
+        }
+        let verdict = examine(&self.backing, rel, &mut |_| super::still(progress))?;
+        let worst = verdict.report.worst();
+        let (found, layout) = super::repairable(rel, verdict)?;
+        let plan = Plan::of(&self.backing, &found, &layout).map_err(&io)?;
+        match earlier {
+            Some(journal) if matches!(journal.state, State::Done(_)) => {
+                if plan.is_none() && worst != Some(Severity::Error) {
+                    return Ok(journal.report);
+                }
+                return Err(refused(
+                    "it was repaired before, and is damaged again; undo that, or discard its journal, first".to_owned(),
+                ));
+            }
+            _ => {}
+        }
+        let Some(mut plan) = plan else {
+            REPAIR.forget(&self.place)?;
+            return Ok(RepairReport {
+                copied_bytes: 0,
+                lost_blocks: Vec::new(),
+                doubtful_blocks: Vec::new(),
+            });
+        };
+        let need = plan.journal.new_len - plan.journal.old_len + plan.journal.encode().len() as u64;
+        let have = self.place.space()?.available;
+        if have < need {
+            return Err(OperationError::NoSpace {
+                path: rel.to_owned(),
+                need,
+                have,
+            });
+        }
+        let gate = self.gate.enter().map_err(&io)?;
+        MERGING.forget(&self.place)?;
+        plan.journal.write(&self.place)?;
+        drop(gate);
+        self.changed.set(true);
+        let total = plan.journal.report.copied_bytes;
+        plan.apply(&self.backing, Tuning::default(), &io, &mut |done| {
+            tell(done, total, progress)
+        })?;
+        let sum = plan.journal.tail_sum(&self.backing).map_err(&io)?;
+        plan.journal.state = State::Done(sum);
+        plan.journal.write_state(&self.place)?;
+        Ok(plan.journal.report)
     }
 }
 

@@ -4,20 +4,16 @@
 //! Its first sector says how far the repair is and is the only one that is
 //! ever rewritten; the bytes, old and new, follow on it.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
-
-use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use super::RepairReport;
 use crate::block::IoError;
+use crate::error::OpenError;
 use crate::format::SECTOR;
 use crate::pool::{Place, PoolError};
+use crate::sidefile::REPAIR;
 use crate::storage::Backing;
 
-const SUFFIX: &str = ".repair";
 const MARK: &[u8; 32] = b"repair of a VHD in place, ver. 1";
 const HEAD: usize = 512;
 /// Where in the first sector things are.
@@ -138,8 +134,7 @@ impl Journal {
     /// Reads a journal. `None` for what is none, or was never complete.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Journal> {
         let (head, body) = bytes.split_at_checked(HEAD)?;
-        let sum: [u8; 32] = Sha256::digest(&head[..HEAD_SUM]).into();
-        if !head.starts_with(MARK) || head[HEAD_SUM..] != sum {
+        if !is_head(head) {
             return None;
         }
         let field = |at: usize, len| Parser(&head[at..at + len]);
@@ -153,6 +148,10 @@ impl Journal {
         let patches = body.list(|body| {
             let offset = body.u64()?;
             let len = body.u32()? as usize;
+            // What a patch takes in memory is bounded by its bytes.
+            if len < SECTOR as usize {
+                return None;
+            }
             let old = body.take(len)?.to_vec();
             let new = body.take(len)?.to_vec();
             offset.checked_add(len as u64)?;
@@ -186,43 +185,19 @@ impl Journal {
 
     /// The journal beside the disk `disk`, if there is one.
     pub(super) fn read(disk: &Place) -> Result<Option<Journal>, PoolError> {
-        let place = disk.with_suffix(SUFFIX)?;
-        let file = match place.open(OFlags::RDONLY) {
-            Ok(file) => File::from(file),
-            Err(PoolError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut bytes = Vec::new();
         // Bounded: the file may be anyone's.
-        file.take(HEAD as u64 + LONGEST)
-            .read_to_end(&mut bytes)
-            .map_err(failed(&place, "read the journal of a repair"))?;
-        Ok(Journal::decode(&bytes))
+        let bytes = REPAIR.read(disk, HEAD as u64 + LONGEST)?;
+        Ok(bytes.and_then(|bytes| Journal::decode(&bytes)))
     }
 
     /// Puts the journal beside the disk, durably.
     pub(super) fn write(&self, disk: &Place) -> Result<(), PoolError> {
-        let place = disk.with_suffix(SUFFIX)?;
-        match place.unlink() {
-            Ok(()) | Err(PoolError::NotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        let file = File::from(place.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?);
-        let written = file.write_all_at(&self.encode(), 0);
-        written
-            .and_then(|()| file.sync_all())
-            .map_err(failed(&place, "write the journal of a repair"))?;
-        place.sync_folder()
+        REPAIR.create(disk, &self.encode()).map(drop)
     }
 
     /// Says in the journal beside the disk that the repair is over.
     pub(super) fn write_state(&self, disk: &Place) -> Result<(), PoolError> {
-        let place = disk.with_suffix(SUFFIX)?;
-        let file = File::from(place.open(OFlags::RDWR)?);
-        let written = file.write_all_at(&self.head(&self.body()), 0);
-        written
-            .and_then(|()| file.sync_data())
-            .map_err(failed(&place, "write the journal of a repair"))
+        REPAIR.rewrite(disk, &self.head(&self.body()))
     }
 
     /// Whether the file is as the journal has it, so that the old bytes can be
@@ -294,27 +269,24 @@ fn sectors(offset: u64, len: usize) -> impl Iterator<Item = std::ops::Range<usiz
     })
 }
 
-/// Whether a repair of the disk at `place` was begun and not ended.
-pub(crate) fn is_cut_off(disk: &Place) -> Result<bool, PoolError> {
-    let journal = Journal::read(disk)?;
-    Ok(journal.is_some_and(|journal| journal.state == State::Begun))
+/// Whether a repair of the disk at `disk`, in `backing`, was begun and not
+/// ended. What was begun with another file of this name counts for nothing.
+pub(crate) fn is_cut_off(disk: &Place, backing: &Backing) -> Result<bool, OpenError> {
+    // The rest is long, and almost never needed.
+    let head = REPAIR.read(disk, HEAD as u64)?;
+    if !head.is_some_and(|head| is_head(&head) && head[STATE] == 0) {
+        return Ok(false);
+    }
+    let Some(journal) = Journal::read(disk)? else {
+        return Ok(false);
+    };
+    let fits = journal.fits(backing);
+    fits.map_err(|error| OpenError::from_refusal(disk.rel(), error.into()))
 }
 
-/// Removes the journal beside the disk, if there is one.
-pub(crate) fn forget(disk: &Place) -> Result<(), PoolError> {
-    let place = disk.with_suffix(SUFFIX)?;
-    match place.unlink() {
-        Ok(()) => place.sync_folder(),
-        Err(PoolError::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn failed(place: &Place, operation: &'static str) -> impl Fn(std::io::Error) -> PoolError {
-    let path = place.rel().to_owned();
-    move |source| PoolError::Io {
-        path: path.clone(),
-        operation,
-        source,
-    }
+/// Whether a journal begins like that.
+fn is_head(bytes: &[u8]) -> bool {
+    bytes.len() == HEAD
+        && bytes.starts_with(MARK)
+        && Sha256::digest(&bytes[..HEAD_SUM]).as_slice() == &bytes[HEAD_SUM..]
 }

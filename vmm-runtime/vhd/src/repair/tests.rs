@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::in_place::Plan;
-use super::journal::{Journal, State};
+use super::journal::{Journal, Patch, State};
 use crate::block::BlockDevice;
 use crate::check::{Severity, examine, rescue_table};
 use crate::gate::Gate;
@@ -260,4 +260,15 @@ fn a_journal_counts_only_if_it_is_complete() {
     }
     let longer = [&bytes[..], &[0]].concat();
     assert_eq!(Journal::decode(&longer), None);
+    // Patches of no bytes, which would take more memory than they are long.
+    let mut journal = Journal::decode(&bytes).unwrap();
+    for (len, counts) in [(512, true), (511, false), (0, false)] {
+        journal.patches = vec![Patch {
+            offset: 0,
+            old: vec![1; len],
+            new: vec![2; len],
+        }];
+        let decoded = Journal::decode(&journal.encode());
+        assert_eq!(decoded.is_some(), counts, "{len}");
+    }
 }

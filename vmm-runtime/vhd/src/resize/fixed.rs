@@ -11,10 +11,9 @@
 //! takes it back where the new footer of a grown disk isn't there yet.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::io;
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
@@ -24,9 +23,9 @@ use crate::format::{DiskType, SECTOR};
 use crate::image::{Recognised, Refusal, Tuning, recognise};
 use crate::operation::OperationError;
 use crate::pool::{Place, PoolError};
+use crate::sidefile::RESIZE;
 use crate::storage::{Backing, Space};
 
-const SUFFIX: &str = ".resize";
 const MARK: &[u8; 32] = b"resize of a fixed VHD, version 1";
 const NUMBERS: usize = MARK.len();
 const FOOTERS: usize = NUMBERS + 24;
@@ -138,40 +137,14 @@ impl Record {
 
     /// The record beside the disk `disk`, if there is one.
     fn read(disk: &Place) -> Result<Option<Record>, PoolError> {
-        let place = disk.with_suffix(SUFFIX)?;
-        let file = match place.open(OFlags::RDONLY) {
-            Ok(file) => File::from(file),
-            Err(PoolError::NotFound { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut bytes = Vec::new();
         // Bounded: the file may be anyone's.
-        let read = file.take(LEN as u64 + 1).read_to_end(&mut bytes);
-        read.map_err(|source| PoolError::Io {
-            path: place.rel().to_owned(),
-            operation: "read the record of a resize",
-            source,
-        })?;
-        Ok(Record::decode(&bytes))
+        let bytes = RESIZE.read(disk, LEN as u64 + 1)?;
+        Ok(bytes.and_then(|bytes| Record::decode(&bytes)))
     }
 
     /// Puts the record beside the disk, durably.
     pub(super) fn write(&self, disk: &Place) -> Result<(), PoolError> {
-        let place = disk.with_suffix(SUFFIX)?;
-        match place.unlink() {
-            Ok(()) | Err(PoolError::NotFound { .. }) => {}
-            Err(error) => return Err(error),
-        }
-        let file = File::from(place.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?);
-        let written = file.write_all_at(&self.encode(), 0);
-        written
-            .and_then(|()| file.sync_all())
-            .map_err(|source| PoolError::Io {
-                path: place.rel().to_owned(),
-                operation: "write the record of a resize",
-                source,
-            })?;
-        place.sync_folder()
+        RESIZE.create(disk, &self.encode()).map(drop)
     }
 
     /// `None` if it is of another file.
@@ -319,17 +292,7 @@ pub(crate) fn settle(place: &Place, backing: &Backing) -> Result<(), Refusal> {
         return Ok(());
     }
     record.settle(backing)?;
-    forget(place).map_err(refusal)
-}
-
-/// Removes the record of the disk at `place`, if there is one.
-pub(crate) fn forget(place: &Place) -> Result<(), PoolError> {
-    let record = place.with_suffix(SUFFIX)?;
-    match record.unlink() {
-        Ok(()) => record.sync_folder(),
-        Err(PoolError::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
+    RESIZE.forget(place).map_err(refusal)
 }
 
 fn refusal(error: PoolError) -> Refusal {

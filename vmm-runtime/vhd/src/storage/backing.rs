@@ -1,12 +1,14 @@
 //! The file of a disk behind its gate, with what an image must remember of
 //! it: whether anything is unsynced, and whether a sync ever failed.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::{Space, Storage};
+use super::{FileStorage, Space, Storage};
 use crate::block::IoError;
 use crate::gate::{Gate, GatePass};
 use crate::queue::{Intent, Place};
@@ -211,5 +213,16 @@ impl Backing {
             operation: "allocate a block",
             reason: "the file has reached the 2 TiB that a VHD can address; compact it".into(),
         }
+    }
+}
+
+impl Backing {
+    /// The file `rel` of a pool, of which nothing is to be changed: its gate
+    /// is closed.
+    pub(crate) fn read_only(file: File, rel: &Path) -> Backing {
+        let gate = Gate::open();
+        gate.close();
+        let name = rel.to_string_lossy();
+        Backing::new(Box::new(FileStorage::new(file)), gate, &name)
     }
 }

@@ -104,14 +104,33 @@ pub(super) fn clone(job: &Job<'_>) -> Result<TaskResult, Failure> {
         let copied = if found.disk_type == disk_type {
             let mut options = CloneOptions::new();
             options.unique_id = job.identity();
+            options.search = job.pools.search(parents)?;
             let progress = &mut job.progress();
-            clone_disk(&from.pool, from.path, &at.pool, at.path, &options, progress).map(drop)
+            clone_disk(
+                &from.pool,
+                from.path,
+                &at.pool,
+                at.path,
+                Gate::open(),
+                &options,
+                progress,
+            )
+            .map(drop)
         } else {
             let mut options = ConvertOptions::new(disk_type);
             options.unique_id = job.identity();
             options.search = job.pools.search(parents)?;
             let progress = &mut job.progress();
-            convert(&from.pool, from.path, &at.pool, at.path, &options, progress).map(drop)
+            convert(
+                &from.pool,
+                from.path,
+                &at.pool,
+                at.path,
+                Gate::open(),
+                &options,
+                progress,
+            )
+            .map(drop)
         };
         match copied {
             Ok(()) => {}

@@ -41,7 +41,15 @@ fn copy_to(job: &Job<'_>, to: &At<'_>, disk_type: DiskType) -> Result<(), Failur
     options.unique_id = identity;
     options.search = job.pools.search(&job.order.parents)?;
     let progress = &mut job.progress();
-    match convert_disk(&at.pool, at.path, &to.pool, to.path, &options, progress) {
+    match convert_disk(
+        &at.pool,
+        at.path,
+        &to.pool,
+        to.path,
+        Gate::open(),
+        &options,
+        progress,
+    ) {
         Ok(_) => Ok(()),
         Err(OperationError::Create(CreateError::AlreadyExists { .. })) => {
             if is_mine() {
@@ -74,17 +82,22 @@ pub(super) fn compact(job: &Job<'_>) -> Result<TaskResult, Failure> {
     if is_mine() {
         return look(&to);
     }
-    let free = match job.order.precompact {
-        Precompact::Enabled => free_ranges(&at)?,
-        Precompact::Disabled => Vec::new(),
-    };
+    let free = |disk: &dyn BlockDevice| free_ranges(disk, &at);
     let options = CompactOptions {
-        free,
+        free: match job.order.precompact {
+            Precompact::Enabled => Some(&free),
+            Precompact::Disabled => None,
+        },
         target: Some(to.path.to_owned()),
         defragment: true,
-        search: job.pools.search(&job.order.parents)?,
     };
-    match compact_disk(&at.pool, at.path, &options, &mut job.progress()) {
+    match compact_disk(
+        &at.pool,
+        at.path,
+        Gate::open(),
+        &options,
+        &mut job.progress(),
+    ) {
         Ok(report) => {
             info!(
                 file = %to.path.display(),
@@ -102,9 +115,9 @@ pub(super) fn compact(job: &Job<'_>) -> Result<TaskResult, Failure> {
 }
 
 /// A disk as the walkers of file systems read it.
-struct Walked(Vhd);
+struct Walked<'a>(&'a dyn BlockDevice);
 
-impl Disk for Walked {
+impl Disk for Walked<'_> {
     fn size(&self) -> u64 {
         self.0.size()
     }
@@ -114,13 +127,11 @@ impl Disk for Walked {
     }
 }
 
-/// What the guest's file systems call free. Nothing where they cannot be trusted.
-fn free_ranges(at: &At<'_>) -> Result<Vec<Range<u64>>, Failure> {
-    let disk = Vhd::open(&at.pool, at.path, Access::ReadOnly, Gate::open())
-        .map_err(|error| at.named(from_open(&error)))?;
+/// What the guest's file systems call free. Nothing where they cannot be trusted. The disk is locked meanwhile.
+fn free_ranges(disk: &dyn BlockDevice, at: &At<'_>) -> io::Result<Vec<Range<u64>>> {
     match free_space(&Walked(disk)) {
         Ok(report) => Ok(report.free_ranges()),
-        Err(error @ WalkError::Read { .. }) => Err(at.named(io_error(error.to_string()))),
+        Err(error @ WalkError::Read { .. }) => Err(io::Error::other(error.to_string())),
         Err(error) => {
             warn!(disk = %at.path.display(), %error, "compacted without the free space of its file systems");
             Ok(Vec::new())

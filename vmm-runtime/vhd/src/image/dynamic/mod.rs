@@ -33,6 +33,7 @@ mod allocation;
 mod bitmaps;
 mod child;
 mod commit;
+mod growth;
 mod locate;
 
 use std::ops::Range;
@@ -194,6 +195,10 @@ impl Dynamic {
         read_only: bool,
         tuning: Tuning,
     ) -> Dynamic {
+        let map = table.iter().map(|&entry| AtomicU32::new(entry)).collect();
+        let entries = table.len();
+        // Who reads alone allocates nothing.
+        let table = if read_only { Vec::new() } else { table };
         // A block with fewer sectors than parts isn't worth it.
         let surveyed = read_only && parent.is_some() && layout.block_sectors() >= PARTS;
         Dynamic {
@@ -202,10 +207,9 @@ impl Dynamic {
             footer_bytes: found.footer_bytes,
             read_only,
             tuning,
-            map: table.iter().map(|&entry| AtomicU32::new(entry)).collect(),
-            marks: table.iter().map(|_| AtomicU8::new(0)).collect(),
-            parts: table
-                .iter()
+            map,
+            marks: (0..entries).map(|_| AtomicU8::new(0)).collect(),
+            parts: (0..entries)
                 .filter(|_| surveyed)
                 .map(|_| AtomicU32::new(0))
                 .collect(),
@@ -717,6 +721,10 @@ impl Image for Dynamic {
         }
         self.flush()?;
         self.release_slack()
+    }
+
+    fn growth(&self, range: Range<u64>, after: u64) -> Result<u64, IoError> {
+        self.growth_within(range, after)
     }
 
     fn write_behind(&self, offset: u64, len: u64) {
