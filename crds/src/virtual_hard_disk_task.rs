@@ -174,7 +174,7 @@ pub struct TaskOrder {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub clone: Vec<PoolFile>,
-    /// CommitUndo, DiscardUndo: the undo disk over `file`. One that is not there counts as done.
+    /// CommitUndo, DiscardUndo, Check: the undo disk over `file`. One that is not there counts as discarded; as committed only where an earlier agent was at work on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<PoolFile>,
     /// Resize: whether the disk may become smaller.
@@ -288,4 +288,7 @@ pub struct TaskResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(max = 256)))]
     pub findings: Option<Vec<String>>,
+    /// Merge and CommitUndo that failed, Check: whether a merge of the file (of the undo disk, if there is one) into what lies below was begun and not ended. Omitted: it could not be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<bool>,
 }

@@ -13,7 +13,7 @@ use crate::import::Progress;
 use crate::inspect::inspect;
 use crate::merge::{MergeOptions, MergeReport, merge};
 use crate::operation::OperationError;
-use crate::pool::Pool;
+use crate::pool::{Pool, PoolError};
 use crate::remove::remove;
 use crate::vhd::Vhd;
 
@@ -50,6 +50,13 @@ pub fn commit_undo(
     merge(pool, undo, gate, &options, progress)
 }
 
+/// Whether a merge of the disk `rel` into its parent, or a commit of the undo
+/// disk `rel`, has begun and not come to its end: the parent may have a part
+/// of it. A disk that is not there has none, unless it went in that merge.
+pub fn is_merge_begun(pool: &Pool, rel: impl AsRef<Path>) -> Result<bool, PoolError> {
+    pool.place(rel.as_ref())?.with_suffix(".merge")?.exists()
+}
+
 /// Removes the undo disk `undo` and all changes in it. Refused once a commit
 /// of it has begun: the disk below has a part of the changes.
 pub fn discard_undo(pool: &Pool, undo: impl AsRef<Path>) -> Result<(), OperationError> {
@@ -69,7 +76,7 @@ pub fn discard_undo(pool: &Pool, undo: impl AsRef<Path>) -> Result<(), Operation
         Ok(_) | Err(OpenError::Corrupt { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    if pool.place(undo)?.with_suffix(".merge")?.exists()? {
+    if is_merge_begun(pool, undo)? {
         return Err(refused(
             "a commit of it has begun: commit it again to end that",
         ));

@@ -25,6 +25,14 @@ impl DiskWorker for HollowWorker {
     ) -> BoxFuture<'static, Result<TaskResult, Failure>> {
         async move { Ok(pretend(&task)) }.boxed()
     }
+
+    fn leave_off(
+        &self,
+        _: Arc<VirtualHardDiskTask>,
+        _: bool,
+    ) -> BoxFuture<'static, Option<TaskResult>> {
+        async { None }.boxed()
+    }
 }
 
 fn pretend(task: &VirtualHardDiskTask) -> TaskResult {
@@ -47,6 +55,7 @@ fn pretend(task: &VirtualHardDiskTask) -> TaskResult {
         allocated_bytes: Some(0).filter(|_| has_file),
         disk_type: disk_type.filter(|_| makes_a_disk(task.spec.action)),
         findings: (task.spec.action == TaskAction::Check).then(Vec::new),
+        begun: None,
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) fn describe(found: &VhdInfo) -> TaskResult {
             _ => virtual_hard_disk::DiskType::Dynamic,
         }),
         findings: None,
+        begun: None,
     }
 }
 
@@ -49,6 +50,7 @@ pub(super) fn check(job: &Job<'_>) -> Result<TaskResult, Failure> {
     let described = look(&at).unwrap_or_default();
     Ok(TaskResult {
         findings: Some(tell(report.findings)),
+        begun: super::left::is_merge_begun(job).ok(),
         ..described
     })
 }
