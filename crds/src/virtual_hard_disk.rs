@@ -3,6 +3,7 @@
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PATH_MESSAGE, PATH_RULE},
+    virtual_hard_disk_task::TaskAction,
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -368,10 +369,13 @@ pub struct VirtualHardDiskStatus {
     /// Differencing disks that have it as their parent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub children: Option<Children>,
-    /// Name of the VirtualHardDisk that its content was merged into.
+    /// Name of the VirtualHardDisk that its content was merged into: then it has no file any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub merged_into: Option<String>,
+    /// A Merge or CommitUndo from its assignment on, until it is done or proved to have changed nothing. Omitted: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<Unfinished>,
     /// The undo disk over it: changes that a machine has made and that are not in its file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<UndoDisk>,
@@ -396,7 +400,7 @@ pub struct VirtualHardDiskStatus {
     /// The highest disk epoch given out. Each attachment takes the next one.
     #[serde(default)]
     pub disk_epoch: i64,
-    /// The disk epoch of the last machine that used it, until it is compacted after that.
+    /// The disk epoch of the last machine that used it, or under which a child was merged into it, until it is compacted after that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_epoch: Option<i64>,
     /// Ready; Progressing (a conversion or a change of size: under way, or what it waits for); Healthy (what the last Check found, of which file and when: False only for errors; gone with the file); Deleting.
@@ -404,6 +408,16 @@ pub struct VirtualHardDiskStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A change of the disk below that is not done: that one may have a part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Unfinished {
+    /// Merge or CommitUndo. Once interrupted, nothing but the same again brings it to its end; Check may prove that it never began.
+    pub action: TaskAction,
+    /// Whether a task ended that has begun it, or may have. Default: false.
+    #[serde(default)]
+    pub interrupted: bool,
 }
 
 /// The differencing disks that have a disk as their parent.
@@ -418,12 +432,20 @@ pub struct Children {
 
 /// An undo disk: a differencing VHD with the ending `.vud` over a disk, which takes all that its machine writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct UndoDisk {
     /// Its file, in the pool of the disk.
     pub file: BoundFile,
     /// The VirtualMachine whose changes it holds, in the same namespace. No other may use the disk.
     #[schemars(length(max = 253))]
     pub machine: String,
+    /// UID of that VirtualMachine. One of the same name that was made later uses the undo disk, but has to say what becomes of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36))]
+    pub machine_uid: Option<String>,
+    /// Whether a guest has run with it: then its file must be there. Default: false.
+    #[serde(default)]
+    pub ran: bool,
     /// How far it is.
     pub state: UndoState,
 }

@@ -174,7 +174,7 @@ pub struct TaskOrder {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub clone: Vec<PoolFile>,
-    /// CommitUndo, DiscardUndo: the undo disk over `file`. One that is not there counts as done.
+    /// CommitUndo, DiscardUndo, Check: the undo disk over `file`. One that is not there counts as discarded; as committed only where an earlier agent was at work on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<PoolFile>,
     /// Resize: whether the disk may become smaller.
@@ -291,4 +291,7 @@ pub struct TaskResult {
     /// Adopt: the highest disk epoch under which the file was opened before, as its lock file says. The disk's own epochs go on from there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_epoch: Option<i64>,
+    /// Merge and CommitUndo that failed, Check: whether a merge of the file (of the undo disk, if there is one) into what lies below was begun and not ended. Omitted: it could not be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<bool>,
 }

@@ -193,13 +193,13 @@ pub struct Disk {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UndoDisks {
-    /// Enabled: every start from off gives each disk an undo disk, or goes on with the one that was kept. Disabled, or taken away: undo disks that were kept are deleted at once, with all that they hold. A change waits until the machine is off. Default: Disabled.
+    /// Enabled: every start from off gives each disk an undo disk, or goes on with the one that was kept. Disabled, or taken away: undo disks that were kept are deleted at once, with all that they hold; those of an earlier machine of the same name wait for a request. A change waits until the machine is off. Default: Disabled.
     #[serde(default)]
     pub mode: UndoMode,
     /// What becomes of them when the machine is stopped or deleted. When the guest shuts down from inside they are always kept. Default: Keep.
     #[serde(default)]
     pub on_stop: OnStop,
-    /// A command to commit or discard what was kept, carried out once while the machine is off.
+    /// A command to commit or discard what was kept, carried out once while the machine is off. A disk with access ReadOnly is not committed, and UndoDisksPending says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<UndoRequest>,
 }

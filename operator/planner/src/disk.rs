@@ -18,12 +18,13 @@ mod health;
 mod making;
 mod order;
 mod removal;
+mod unfinished;
 mod work;
 
 use belonging::is_own;
 pub use belonging::{disk_of, made_for, may_be_for};
 pub(crate) use family::listed;
-pub use family::{Family, parent_name};
+pub use family::{Family, is_merging, parent_name};
 pub(crate) use order::next_path;
 
 use crate::{
@@ -35,6 +36,7 @@ use paddock_crds::{
     VirtualHardDisk, VirtualHardDiskStatus, VirtualHardDiskTask, VirtualHardDiskTaskSpec,
     host::PoolScope,
     names::{DISK_FINALIZER, TASK_FINALIZER, condition::READY},
+    quantity::format_bytes,
     reference::{LocalReference, Time},
     virtual_hard_disk::{Attachment, AttachmentOwner, BoundFile, DiskState, OwnerKind},
     virtual_hard_disk_task::{TaskAction, TaskOrder, TaskState},
@@ -129,6 +131,14 @@ pub enum Action {
         /// The task.
         task: ObjectKey,
     },
+    /// Note on the disk that this one was merged into, which nobody holds, what its file takes, and that it has content
+    /// that it was not compacted after.
+    TellParent {
+        /// Name of the parent.
+        parent: String,
+        /// Bytes that its file takes, if they were told.
+        allocated_bytes: Option<i64>,
+    },
     /// Take the finalizer off the disk.
     RemoveFinalizer,
 }
@@ -144,6 +154,8 @@ pub struct Plan {
     pub after: Vec<Action>,
     /// A task failed: try again after the disk's backoff.
     pub retry: bool,
+    /// That backoff may grow long: the disk is usable as it is, and a change of its spec is tried at once.
+    pub seldom: bool,
     /// It waits for a host: ask again when one changes.
     pub pending: bool,
     /// A warning to record: reason and message.
@@ -165,6 +177,22 @@ pub fn attached(status: &VirtualHardDiskStatus, attachment: Attachment) -> Virtu
     }
     status.attachment = Some(attachment);
     status
+}
+
+/// The status of a disk that another was merged into.
+#[must_use]
+pub fn grown_by_merge(
+    status: &VirtualHardDiskStatus,
+    allocated_bytes: Option<i64>,
+) -> VirtualHardDiskStatus {
+    let allocated = allocated_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+    VirtualHardDiskStatus {
+        allocated: allocated
+            .map(format_bytes)
+            .or_else(|| status.allocated.clone()),
+        used_epoch: Some(status.disk_epoch),
+        ..status.clone()
+    }
 }
 
 /// The status of a disk with its attachment taken away.
@@ -356,8 +384,10 @@ impl Draft<'_> {
         if let Some(a) = &self.plan.status.attachment
             && self.ended_by_word(&a.host, a.host_epoch)
         {
+            let owner = a.owner.uid.clone();
             self.plan.status = detached(&self.plan.status);
             self.taken_back = true;
+            self.leave_unproved(&owner);
         }
     }
 

@@ -82,7 +82,7 @@ pub enum Action {
         disk: String,
         /// The attachment.
         attachment: Attachment,
-        /// The undo disk that the disk gets with it, if it has none yet.
+        /// The undo disk that the disk gets with it. One that it has already only passes to the owner.
         undo: Option<UndoDisk>,
     },
     /// Create the instance.
@@ -102,8 +102,8 @@ pub enum Action {
         disk: String,
         /// UID of the owner.
         owner_uid: String,
-        /// What its undo disk passes to, if that changes.
-        undo: Option<UndoState>,
+        /// Its undo disk from then on, if that changes.
+        undo: Option<UndoDisk>,
     },
     /// Order the undo disk of a disk that nobody holds to be committed or discarded.
     SettleUndo {
@@ -426,6 +426,7 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
         spec.host_epoch = epoch.max(spec.host_epoch);
         actions = stamp(s, vm, spec.host_epoch);
     }
+    let mut reservation = None;
     blocked.extend(resolved.refusals.iter().chain(&resolved.waits).cloned());
     if blocked.is_empty()
         && let (Some(view), Some(_)) = (view, epoch)
@@ -465,6 +466,7 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
                     held.get(name(&disk.metadata)).cloned().unwrap_or_default()
                 });
                 if let Some(config) = config {
+                    reservation = reserve_added(s, vm, reserve(view, &need, &resolved));
                     actions = steps;
                     spec.config_revision = config_revision(&config);
                     spec.config = config;
@@ -494,9 +496,20 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
                 blocked: &blocked,
             },
         )),
-        reservation: None,
+        reservation,
         pending: !blocked.is_empty(),
     }
+}
+
+/// What a machine that has its host takes in addition: disks that it does not hold yet. Its memory is its instance's.
+fn reserve_added(s: &Snapshot<'_>, vm: &VirtualMachine, all: Reservation) -> Option<Reservation> {
+    let is_held = |disk: &String| {
+        let mut held = s.held.iter().filter(|d| attached_to(d, uid(&vm.metadata)));
+        held.any(|d| name(&d.metadata) == disk)
+    };
+    let mut added = Reservation { memory: 0, ..all };
+    added.disks.retain(|disk| !is_held(disk));
+    (!added.disks.is_empty()).then_some(added)
 }
 
 /// The memory in MiB to keep from others beyond what `spec` asks for: a guest gives none back before it is started anew.

@@ -70,8 +70,10 @@ pub(crate) fn of(
     status.memory_overhead_bytes = i64::try_from(memory::overhead(vm.spec.memory.bytes())).ok();
     status.undo_disks = undo::told(s, vm);
     let pending = match &situation {
-        Situation::Kept { instance, .. } => undo::pending(vm, instance),
-        _ => None,
+        Situation::Kept { instance, .. } => {
+            undo::pending(vm, instance).map(|(why, message)| (why, message.to_owned()))
+        }
+        _ => undo::not_committed(s, vm).map(|message| ("DiskReadOnly", message)),
     };
     let mut c = writer(s, vm, &mut status);
     match pending {

@@ -269,7 +269,22 @@ fn family_refusal(
     if attached_to(disk, uid(&vm.metadata)) {
         return None;
     }
-    if undo.is_some_and(|u| matches!(u.state, UndoState::Committing | UndoState::Discarding)) {
+    if vm.spec.undo_disks.mode == UndoMode::Disabled
+        && undo.is_some_and(|u| !crate::machine::undo::is_own(vm, u))
+    {
+        return waits(
+            reason::DISK_IN_USE,
+            format!(
+                "has an undo disk with changes of an earlier VirtualMachine \"{}\": set spec.undoDisks.request to Commit or Discard, or spec.undoDisks.mode to Enabled to go on with them",
+                name(&vm.metadata)
+            ),
+        );
+    }
+    let settles = undo.is_some_and(|u| {
+        let commits = status.is_some_and(|s| s.unfinished.is_some());
+        commits || matches!(u.state, UndoState::Committing | UndoState::Discarding)
+    });
+    if settles {
         return waits(
             reason::VIRTUAL_HARD_DISK_NOT_READY,
             "waits until its undo disk is committed or discarded".to_owned(),

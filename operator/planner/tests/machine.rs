@@ -411,6 +411,23 @@ fn changed_memory_takes_effect_at_the_next_start_and_is_kept_until_then() {
 }
 
 #[test]
+fn a_disk_that_is_added_to_a_running_machine_is_taken_before_others_plan() {
+    let (mut model, key) = running();
+    model.add_disk(ready_disk("data", Some("host-b")));
+    assert_eq!(model.plan(&key).reservation, None);
+    let vm = with_disk(machine("x", 1), "data", Bus::Virtio);
+    model.change(&key, |spec| spec.disks.extend(vm.spec.disks));
+    let plan = model.plan(&key);
+    let taken = plan.reservation.clone().unwrap();
+    assert_eq!(
+        (&*taken.host, taken.memory, taken.disks),
+        ("host-b", 0, vec!["data".to_owned()])
+    );
+    model.apply(&key, &plan);
+    assert_eq!(model.plan(&key).reservation, None);
+}
+
+#[test]
 fn memory_that_does_not_fit_is_not_ordered() {
     let (mut model, key) = running();
     model.change(&key, |spec| spec.memory = ByteQuantity::from_bytes(4 << 30));

@@ -290,3 +290,123 @@ fn a_base_with_children_is_refused_but_a_running_machine_goes_on() {
     assert_eq!(c.reason, "DiskHasChildren");
     assert!(c.message.contains("\"k4\" and 2 more"), "{}", c.message);
 }
+
+/// A machine of the same name as one that was deleted and has left undo disks, not stopped.
+fn made_anew(mode: UndoMode) -> (Model, ObjectKey) {
+    let (mut model, key) = running(OnStop::Keep);
+    stop(&mut model, &key, "PowerButton");
+    let mut vm = model.machines[&key].clone();
+    model.delete(&key);
+    model.settle(&key);
+    assert!(model.machines.is_empty());
+    vm.metadata.uid = Some("uid-of-another".to_owned());
+    vm.metadata.finalizers = None;
+    vm.status = None;
+    vm.spec.run_policy = RunPolicy::Running;
+    vm.spec.undo_disks.mode = mode;
+    let key = model.add(vm);
+    (model, key)
+}
+
+#[test]
+fn a_machine_made_anew_discards_nothing_of_an_earlier_one_unasked() {
+    let kept = Some(UndoState::Kept);
+    let (mut model, key) = made_anew(UndoMode::Disabled);
+    model.settle(&key);
+    assert_eq!(undo(&model), [kept, kept]);
+    let c = model.condition(&key, READY);
+    assert_eq!(c.reason, "DiskInUse");
+    let part = "changes of an earlier VirtualMachine \"web\"";
+    assert!(c.message.contains(part), "{}", c.message);
+    // Off, or deleted: likewise.
+    model.change(&key, |spec| {
+        spec.run_policy = RunPolicy::Stopped;
+        spec.undo_disks.on_stop = OnStop::Discard;
+    });
+    model.settle(&key);
+    assert_eq!(undo(&model), [kept, kept]);
+    let mut deleted = model.clone();
+    deleted.delete(&key);
+    deleted.settle(&key);
+    assert!(deleted.machines.is_empty());
+    assert_eq!(undo(&deleted), [kept, kept]);
+    model.change(&key, |spec| {
+        spec.undo_disks.request = Some(UndoRequest {
+            action: UndoAction::Discard,
+            token: "one".to_owned(),
+        });
+    });
+    model.settle(&key);
+    let gone = Some(UndoState::Discarding);
+    assert_eq!(undo(&model), [gone, gone]);
+}
+
+#[test]
+fn a_machine_made_anew_with_undo_disks_goes_on_with_those_of_an_earlier_one() {
+    let (mut model, key) = made_anew(UndoMode::Enabled);
+    start(&mut model, &key);
+    assert_eq!(model.condition(&key, READY).status, "True");
+    let owner = |model: &Model| {
+        let undo = model.disks["root"].status.as_ref().unwrap().undo.clone();
+        undo.unwrap().machine_uid
+    };
+    assert_eq!(owner(&model).as_deref(), Some("uid-of-another"));
+    // They are its own from then on.
+    model.change(&key, |spec| spec.undo_disks.mode = UndoMode::Disabled);
+    stop(&mut model, &key, "PowerButton");
+    let gone = Some(UndoState::Discarding);
+    assert_eq!(undo(&model), [gone, gone]);
+}
+
+#[test]
+fn a_commit_that_cannot_be_is_told() {
+    let (mut model, key) = running(OnStop::Keep);
+    stop(&mut model, &key, "PowerButton");
+    let root = model.disks.get_mut("root").unwrap();
+    Arc::make_mut(root).spec.access = Access::ReadOnly;
+    let request = |action, token: &str| {
+        Some(UndoRequest {
+            action,
+            token: token.to_owned(),
+        })
+    };
+    model.change(&key, |spec| {
+        spec.undo_disks.request = request(UndoAction::Commit, "one");
+    });
+    model.settle(&key);
+    let kept = Some(UndoState::Kept);
+    assert_eq!(undo(&model), [kept, Some(UndoState::Committing)]);
+    let c = model.condition(&key, UNDO_DISKS_PENDING);
+    assert_eq!((&*c.status, &*c.reason), ("True", "DiskReadOnly"));
+    assert!(c.message.contains("kept of \"root\""), "{}", c.message);
+    model.change(&key, |spec| {
+        spec.undo_disks.request = request(UndoAction::Discard, "two");
+    });
+    model.settle(&key);
+    assert_eq!(undo(&model)[0], Some(UndoState::Discarding));
+    assert_eq!(pending(&model, &key), None);
+}
+
+#[test]
+fn whether_a_guest_has_run_is_known_of_every_undo_disk() {
+    let ran = |model: &Model| {
+        let undo = model.disks["root"].status.as_ref().unwrap().undo.clone();
+        undo.unwrap().ran
+    };
+    for on_stop in [OnStop::Keep, OnStop::Commit] {
+        let (mut model, key) = running(on_stop);
+        assert!(!ran(&model));
+        stop(&mut model, &key, "PowerButton");
+        assert!(ran(&model), "{on_stop:?}");
+    }
+    // Its host could not start it.
+    let (mut model, key) = running(OnStop::Commit);
+    let status = model.instances.get_mut(&key).unwrap().status.as_mut();
+    status.unwrap().started_at = None;
+    model.change(&key, |spec| spec.run_policy = RunPolicy::Stopped);
+    model.settle(&key);
+    model.answer(&key);
+    model.settle(&key);
+    assert_eq!(undo(&model)[0], Some(UndoState::Committing));
+    assert!(!ran(&model));
+}

@@ -17,8 +17,7 @@ use paddock_crds::{
     },
     reference::{LocalReference, condition},
     virtual_hard_disk::{
-        Access, BoundFile, CompactionPolicy, DiskState, DiskType, ReclaimPolicy, UndoDisk,
-        UndoState,
+        Access, BoundFile, CompactionPolicy, DiskState, DiskType, UndoDisk, UndoState,
     },
     virtual_hard_disk_task::{Shrink, TaskAction, TaskResult, TaskState},
 };
@@ -27,7 +26,7 @@ use paddock_planner::{
     disk::{self, Action},
     placement::Availability,
 };
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 fn dynamic(name: &str) -> VirtualHardDisk {
     let mut disk = ready_disk(name, Some("host-a"));
@@ -48,6 +47,16 @@ fn child(name: &str, parent: &str) -> VirtualHardDisk {
     status.lineage = vec![parent.to_owned()];
     status.parent_files = vec![file(&format!("{parent}.vhd"))];
     disk
+}
+
+fn kept_undo() -> UndoDisk {
+    UndoDisk {
+        file: file("d-2.vud"),
+        machine: "web".to_owned(),
+        machine_uid: Some("uid-web".to_owned()),
+        ran: true,
+        state: UndoState::Kept,
+    }
 }
 
 fn file(path: &str) -> BoundFile {
@@ -435,11 +444,7 @@ fn what_cannot_be_done_is_refused_with_the_reason() {
     let (reason, _) = refusal(child("d", "base"), TaskAction::Merge, &read_only);
     assert_eq!(reason, "ParentReadOnly");
     let undo = |life: &mut Life| {
-        life.disk.status.as_mut().unwrap().undo = Some(UndoDisk {
-            file: file("d-2.vud"),
-            machine: "web".to_owned(),
-            state: UndoState::Kept,
-        });
+        life.disk.status.as_mut().unwrap().undo = Some(kept_undo());
     };
     assert_eq!(
         refusal(dynamic("d"), TaskAction::Compact, &undo).0,
@@ -506,17 +511,13 @@ fn a_child_is_made_where_its_parent_is_and_when_nobody_uses_that() {
     life.settle();
     assert_eq!(life.ready().1, "ParentInUse");
     life.family.taken.clear();
-    let mut merging = child("other", "base");
-    merging.status.as_mut().unwrap().merged_into = Some("base".to_owned());
-    life.family.siblings = vec![Arc::new(merging)];
-    life.settle();
-    assert_eq!(life.ready().1, "ParentInUse");
     life.family.siblings = vec![Arc::new(child("other", "base"))];
-    life.family.merging = Some("other".to_owned());
+    let merging = ("base".to_owned(), "other".to_owned());
+    life.family.merging = BTreeMap::from([merging]);
     life.settle();
     assert_eq!(life.ready().1, "ParentInUse");
     // A sibling that a machine takes only reads the parent.
-    life.family.merging = None;
+    life.family.merging.clear();
     life.family.taken.insert("other".to_owned());
     life.settle();
     let order = life.order();
@@ -534,40 +535,6 @@ fn a_child_is_made_where_its_parent_is_and_when_nobody_uses_that() {
     assert_eq!(status.parent_files, [file("base.vhd"), file("root.vhd")]);
     assert_eq!(status.size.as_deref(), Some("1Gi"));
     assert_eq!(disk::parent_name(&life.disk), Some("base"));
-}
-
-#[test]
-fn a_merge_leaves_a_disk_that_says_where_its_content_is() {
-    let mut life = Life::new(child("d", "base"));
-    life.family.parent = Some(Arc::new(dynamic("base")));
-    let task = asked(&mut life, "m", TaskAction::Merge);
-    life.settle();
-    let status = life.disk.status.as_ref().unwrap();
-    assert_eq!(status.merged_into.as_deref(), Some("base"));
-    end(&mut life, &task, TaskState::Failed, TaskResult::default());
-    life.settle();
-    // The parent may have a part of it: nothing but another merge goes on.
-    assert_eq!(life.ready().1, "MergeInterrupted");
-    let compact = asked(&mut life, "c", TaskAction::Compact);
-    let again = asked(&mut life, "n", TaskAction::Merge);
-    life.settle();
-    assert_eq!(told(&life, &compact).1.as_deref(), Some("MergeInterrupted"));
-    end(
-        &mut life,
-        &again,
-        TaskState::Succeeded,
-        TaskResult::default(),
-    );
-    life.settle();
-    let status = life.disk.status.as_ref().unwrap();
-    assert_eq!(life.state(), DiskState::Merged);
-    assert_eq!((&status.file, &status.attachment), (&None, &None));
-    assert_eq!(disk::parent_name(&life.disk), None);
-    assert_eq!(life.ready().1, "Merged");
-    life.disk.spec.reclaim_policy = ReclaimPolicy::Delete;
-    life.delete();
-    life.settle();
-    assert!(life.gone);
 }
 
 #[test]
@@ -603,11 +570,7 @@ fn a_parent_waits_for_its_children_and_names_them() {
 fn an_undo_disk_is_settled_before_anything_else() {
     let mut life = Life::new(dynamic("d"));
     life.disk.spec.disk_type = Some(DiskType::Fixed);
-    life.disk.status.as_mut().unwrap().undo = Some(UndoDisk {
-        file: file("d-2.vud"),
-        machine: "web".to_owned(),
-        state: UndoState::Kept,
-    });
+    life.disk.status.as_mut().unwrap().undo = Some(kept_undo());
     life.settle();
     assert!(life.tasks.is_empty());
     assert_eq!(progressing(&life).unwrap().1, "HasUndoDisk");
@@ -659,6 +622,70 @@ fn a_disk_is_compacted_once_after_its_machines_have_stopped() {
     life.report(TaskState::Succeeded, None);
     life.settle();
     assert!(life.tasks.is_empty());
+}
+
+#[test]
+fn a_compaction_is_called_off_when_a_machine_is_to_start() {
+    let mut life = Life::new(dynamic("d"));
+    life.disk.spec.compaction.policy = CompactionPolicy::WhenStopped;
+    life.disk.status.as_mut().unwrap().used_epoch = Some(1);
+    life.settle();
+    let task = ObjectKey::of(&life.task().metadata);
+    life.wanted = true;
+    life.settle();
+    let found = Arc::make_mut(life.tasks.get_mut(&task).unwrap());
+    assert!(
+        found.metadata.deletion_timestamp.is_some(),
+        "the order to leave off"
+    );
+    // Its agent has left off.
+    let status = found.status.as_mut().unwrap();
+    status.state = TaskState::Failed;
+    status.reason = Some("Cancelled".to_owned());
+    let plan = life.plan();
+    assert_eq!((&plan.note, plan.retry), (&None, false));
+    life.apply(&plan);
+    life.settle();
+    assert!(life.tasks.is_empty());
+    assert_eq!((life.state(), progressing(&life)), (DiskState::Ready, None));
+    // One that a user has asked for is not: nor is a conversion that is still wished for.
+    let asked = asked(&mut life, "c", TaskAction::Compact);
+    life.settle();
+    assert_eq!(life.tasks[&asked].metadata.deletion_timestamp, None);
+    end(
+        &mut life,
+        &asked,
+        TaskState::Succeeded,
+        TaskResult::default(),
+    );
+    life.tasks.clear();
+    life.disk.status.as_mut().unwrap().attachment = None;
+    life.disk.spec.disk_type = DiskType::Fixed;
+    life.settle();
+    assert_eq!(life.task().spec.action, TaskAction::Convert);
+    assert_eq!(life.task().metadata.deletion_timestamp, None);
+    life.disk.spec.disk_type = DiskType::Dynamic;
+    life.settle();
+    assert!(life.task().metadata.deletion_timestamp.is_some());
+}
+
+#[test]
+fn work_that_fails_is_tried_seldom_and_at_once_when_the_spec_changes() {
+    let mut life = Life::new(dynamic("d"));
+    life.disk.spec.disk_type = DiskType::Fixed;
+    life.settle();
+    let task = ObjectKey::of(&life.task().metadata);
+    end(&mut life, &task, TaskState::Failed, TaskResult::default());
+    let plan = life.settle();
+    assert!(plan.retry && plan.seldom);
+    assert_eq!(plan.note, None, "it is told once");
+    assert_eq!(life.tasks.len(), 1);
+    // The same wish, but somebody has changed something.
+    life.disk.metadata.generation = Some(2);
+    life.settle();
+    let again = ObjectKey::of(&life.task().metadata);
+    assert_ne!(again, task);
+    assert!(!disk::is_unassigned(life.task()));
 }
 
 #[test]

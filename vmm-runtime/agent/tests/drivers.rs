@@ -453,6 +453,20 @@ impl DiskWorker for Worker {
         }
         .boxed()
     }
+
+    fn leave_off(
+        &self,
+        task: Arc<VirtualHardDiskTask>,
+        begun: bool,
+    ) -> BoxFuture<'static, Option<TaskResult>> {
+        async move {
+            (task.spec.action == TaskAction::Merge).then(|| TaskResult {
+                begun: Some(begun),
+                ..TaskResult::default()
+            })
+        }
+        .boxed()
+    }
 }
 
 fn task(name: &str, epoch: i64) -> VirtualHardDiskTask {
@@ -621,15 +635,52 @@ async fn a_task_that_an_earlier_agent_was_at_work_on_is_done() {
 }
 
 #[tokio::test]
-async fn a_merge_is_told_before_it_begins() {
+async fn what_cannot_be_known_afterwards_is_told_before_it_begins() {
     let host = TaskHost::start();
-    let mut merge = task("merge", EPOCH);
+    host.worker.go_on.add_permits(3);
+    for action in [
+        TaskAction::Merge,
+        TaskAction::CommitUndo,
+        TaskAction::Compact,
+    ] {
+        let name = format!("{action:?}");
+        let mut told = task(&name, EPOCH);
+        told.spec.action = action;
+        host.apply(&told).await;
+        eventually("done", || host.api.of(&name).len() == 2).await;
+        let states: Vec<_> = host.api.of(&name).iter().map(|r| r.state).collect();
+        assert_eq!(states, [TaskState::Running, TaskState::Succeeded]);
+    }
+}
+
+fn merge(name: &str, state: TaskState) -> VirtualHardDiskTask {
+    let mut merge = task(name, EPOCH);
     merge.spec.action = TaskAction::Merge;
-    host.worker.go_on.add_permits(1);
-    host.apply(&merge).await;
-    eventually("done", || host.api.of("merge").len() == 2).await;
-    let states: Vec<_> = host.api.of("merge").iter().map(|r| r.state).collect();
-    assert_eq!(states, [TaskState::Running, TaskState::Succeeded]);
+    merge.status.as_mut().unwrap().state = state;
+    merge
+}
+
+#[tokio::test]
+async fn what_is_left_is_told_of_one_that_is_cancelled_before_its_turn() {
+    let host = TaskHost::start();
+    for index in 0..2 {
+        host.apply(&task(&format!("t{index}"), EPOCH)).await;
+    }
+    eventually("two work", || {
+        host.worker.at_work.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    for (name, state) in [("begun", TaskState::Running), ("new", TaskState::Pending)] {
+        let mut cancelled = merge(name, state);
+        host.apply(&cancelled).await;
+        cancelled.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        host.apply(&cancelled).await;
+        eventually("cancelled", || host.api.of(name).len() == 1).await;
+        let told = host.api.of(name).remove(0);
+        assert_eq!(told.reason.as_deref(), Some("Cancelled"));
+        let begun = told.result.and_then(|result| result.begun);
+        assert_eq!(begun, Some(state == TaskState::Running));
+    }
 }
 
 #[tokio::test]

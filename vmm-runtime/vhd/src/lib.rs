@@ -101,5 +101,5 @@ pub use repair::{RepairReport, discard_repair_journal, repair, repair_in_place, 
 pub use reparent::reparent;
 pub use resize::{ResizeOptions, ResizeReport, resize};
 pub use size::{DiskSize, DiskSizeError};
-pub use undo::{commit_undo, discard_undo, start_undo};
+pub use undo::{commit_undo, discard_undo, is_merge_begun, start_undo};
 pub use vhd::{Access, OpenOptions, Vhd};

@@ -13,7 +13,7 @@ use crate::import::Progress;
 use crate::inspect::inspect;
 use crate::merge::{MergeOptions, MergeReport, Record, merge};
 use crate::operation::OperationError;
-use crate::pool::Pool;
+use crate::pool::{Pool, PoolError};
 use crate::remove::remove;
 use crate::vhd::Vhd;
 
@@ -50,6 +50,19 @@ pub fn commit_undo(
     merge(pool, undo, gate, &options, progress)
 }
 
+/// Whether a merge of the disk `rel` into its parent, or a commit of the undo
+/// disk `rel`, has begun and not come to its end: the parent may have a part
+/// of it. A disk that is not there has none, unless it went in that merge.
+pub fn is_merge_begun(pool: &Pool, rel: impl AsRef<Path>) -> Result<bool, PoolError> {
+    let rel = rel.as_ref();
+    let Some(record) = Record::read(&pool.place(rel)?)? else {
+        return Ok(false);
+    };
+    // Or is it of another disk that had this name?
+    let id = inspect(pool, rel).ok().map(|info| info.unique_id);
+    Ok(id.is_none_or(|id| id == record.child))
+}
+
 /// Removes the undo disk `undo` and all changes in it. Refused once a commit
 /// of it has begun: the disk below has a part of the changes.
 pub fn discard_undo(pool: &Pool, undo: impl AsRef<Path>) -> Result<(), OperationError> {
@@ -59,20 +72,17 @@ pub fn discard_undo(pool: &Pool, undo: impl AsRef<Path>) -> Result<(), Operation
         path: undo.to_owned(),
         reason: reason.to_owned(),
     };
-    let id = match inspect(pool, undo) {
+    match inspect(pool, undo) {
         Ok(info) if info.disk_type != DiskType::Differencing => {
             return Err(refused(
                 "it is not a differencing disk, so it is no undo disk",
             ));
         }
-        Ok(info) => Some(info.unique_id),
         // What is damaged can be discarded all the same.
-        Err(OpenError::Corrupt { .. }) => None,
+        Ok(_) | Err(OpenError::Corrupt { .. }) => {}
         Err(error) => return Err(error.into()),
-    };
-    let record = Record::read(&pool.place(undo)?)?;
-    // Or is it of another disk that had this name?
-    if record.is_some_and(|record| id.is_none_or(|id| id == record.child)) {
+    }
+    if is_merge_begun(pool, undo)? {
         return Err(refused(
             "a commit of it has begun: commit it again to end that",
         ));

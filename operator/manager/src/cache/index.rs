@@ -481,7 +481,7 @@ impl Kept for VirtualHardDisk {
                         s.host.clone(),
                         s.attachment.as_ref().map(|a| a.disk_epoch),
                         s.undo.is_some(),
-                        s.merged_into.is_some(),
+                        s.unfinished.is_some(),
                         s.lineage.first().cloned(),
                     )
                 }),
@@ -491,7 +491,11 @@ impl Kept for VirtualHardDisk {
             let mut kin: BTreeSet<ObjectKey> = BTreeSet::new();
             for disk in change.old.iter().chain(&change.new) {
                 kin.extend(parent(disk));
-                kin.extend(source(disk));
+                // Merges into what it is copied from wait for it, too.
+                if let Some(source) = source(disk) {
+                    kin.extend(index.children.get(&source).cloned());
+                    kin.insert(source);
+                }
             }
             kin.extend(index.children.get(key).cloned());
             kin.extend(index.copies.get(key).cloned());
@@ -500,10 +504,7 @@ impl Kept for VirtualHardDisk {
             }
             follow.extend(kin.into_iter().map(|d| Follow::Now(Work::Disk(d))));
         }
-        let merging = |disk: &std::sync::Arc<Self>| {
-            let status = disk.status.as_ref();
-            status.is_some_and(|s| s.merged_into.is_some() && s.file.is_some())
-        };
+        let merging = |disk: &std::sync::Arc<Self>| disk::is_merging(disk);
         if change.old.as_ref().is_some_and(merging) && !change.new.as_ref().is_some_and(merging) {
             // Other children may have waited for the end of the merge.
             follow.push(Follow::Pending);

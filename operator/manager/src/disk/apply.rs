@@ -50,7 +50,9 @@ pub async fn apply(
         step(context, key, planned, action).await?;
     }
     if planned.plan.retry {
-        let wait = context.retries.failed(id, Instant::now());
+        let wait = context
+            .retries
+            .failed(id, Instant::now(), planned.plan.seldom);
         context.queue.add_after(Work::Disk(key.clone()), wait);
     } else if is_settled(&planned.plan.status) {
         context.retries.forget(id);
@@ -178,7 +180,32 @@ async fn step(
             None => Ok(()),
         },
         Action::DiscardTask { task } => discard(context, task).await,
+        Action::TellParent {
+            parent,
+            allocated_bytes,
+        } => tell_parent(context, key, parent, *allocated_bytes).await,
     }
+}
+
+/// Notes on a disk that another was merged into. One that was deleted meanwhile needs it no more.
+async fn tell_parent(
+    context: &Context,
+    child: &ObjectKey,
+    parent: &str,
+    allocated_bytes: Option<i64>,
+) -> Result<(), WriteError> {
+    let key = ObjectKey::new(&child.namespace, parent);
+    let Some(found) = context.cache.world().disks.get(&key).cloned() else {
+        return Ok(());
+    };
+    let status = found.status.clone().unwrap_or_default();
+    let told = disk::grown_by_merge(&status, allocated_bytes);
+    if told == status {
+        return Ok(());
+    }
+    let mut changed = found.as_ref().clone();
+    changed.status = Some(told);
+    context.writer.replace_status(&changed).await.map(|_| ())
 }
 
 fn find(context: &Context, task: &ObjectKey) -> Option<Arc<VirtualHardDiskTask>> {

@@ -6,7 +6,7 @@ use crate::{
 };
 use paddock_crds::{
     VirtualHardDisk, VirtualHardDiskStatus, VirtualHardDiskTask, reference::Time,
-    virtual_hard_disk::OwnerKind, virtual_machine::RunPolicy,
+    virtual_hard_disk::OwnerKind, virtual_hard_disk_task::TaskAction, virtual_machine::RunPolicy,
 };
 use paddock_planner::{
     ObjectKey,
@@ -90,7 +90,8 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
         held(&plan.status).is_some() && held(&plan.status) != disk.status.as_ref().and_then(held);
     let giving = gives.then(|| {
         world.giving.insert(key.clone());
-        if plan.status.merged_into.is_some() {
+        let unfinished = plan.status.unfinished.as_ref();
+        if unfinished.is_some_and(|u| u.action == TaskAction::Merge) {
             world.merging.insert(key.clone());
         }
         Giving {
@@ -140,23 +141,44 @@ fn family(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Family {
     let siblings: Vec<_> = siblings.filter(|k| *k != key).cloned().collect();
     let children: Vec<_> = world.index.children_of(key).cloned().collect();
     let copies: Vec<_> = world.index.copies_of(key).cloned().collect();
+    let parent_copies = parent_key.iter().flat_map(|p| world.index.copies_of(p));
+    let parent_copies: Vec<_> = parent_copies.filter(|k| *k != key).cloned().collect();
     let named = [Some(key.clone()), parent_key.clone(), source_key.clone()];
+    let is_made = |k: &ObjectKey| {
+        let status = world.disks.get(k).and_then(|d| d.status.as_ref());
+        status.is_some_and(|s| s.file.is_some())
+    };
+    // A machine reserves a disk that it waits for, too: only one that is made is taken by it.
+    let is_taken = |k: &&ObjectKey| {
+        world.giving.contains(*k) || is_made(k) && world.index.reserver_of(k).is_some()
+    };
     let taken = named
         .iter()
         .flatten()
         .chain(&children)
+        .chain(&siblings)
         .chain(&copies)
-        .filter(|k| world.giving.contains(k) || world.index.reserver_of(k).is_some())
+        .chain(&parent_copies)
+        .filter(is_taken)
         .map(|k| k.name.clone())
         .collect();
-    let merging = siblings.iter().find(|k| world.merging.contains(k));
+    let merging = named.iter().flatten().filter_map(|below| {
+        let mut children = world.index.children_of(below).filter(|child| *child != key);
+        let child = children.find(|child| {
+            let found = world.disks.get(child);
+            world.merging.contains(*child) || found.is_some_and(|d| disk::is_merging(d))
+        })?;
+        Some((below.name.clone(), child.name.clone()))
+    });
+    let merging = merging.collect();
     Family {
-        merging: merging.map(|k| k.name.clone()),
+        merging,
         parent: found(&parent_key),
         source: found(&source_key),
         siblings: all(siblings),
         children: all(children),
         copies: all(copies),
+        parent_copies: all(parent_copies),
         taken,
     }
 }

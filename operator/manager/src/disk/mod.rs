@@ -13,6 +13,8 @@ use std::{
 
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_LAST: Duration = Duration::from_secs(60);
+/// For work on a disk that is usable without it.
+const RETRY_LAST_SELDOM: Duration = Duration::from_secs(1800);
 
 #[derive(Clone, Copy, Default)]
 struct Retry {
@@ -20,7 +22,7 @@ struct Retry {
     due: Option<Instant>,
 }
 
-/// When disks whose task failed may try again: after 2 s, doubling up to 60 s.
+/// When disks whose task failed may try again: after 2 s, doubling up to 60 s; seldom up to half an hour.
 #[derive(Default)]
 pub struct Retries(Mutex<HashMap<String, Retry>>);
 
@@ -37,13 +39,17 @@ impl Retries {
     }
 
     /// A task has failed: how long until the next try.
-    fn failed(&self, uid: &str, now: Instant) -> Duration {
+    fn failed(&self, uid: &str, now: Instant, seldom: bool) -> Duration {
         let mut map = self.map();
         let retry = map.entry(uid.to_owned()).or_default();
         let due = *retry.due.get_or_insert_with(|| {
+            let last = match seldom {
+                true => RETRY_LAST_SELDOM,
+                false => RETRY_LAST,
+            };
             let wait = RETRY_FIRST
                 .saturating_mul(1 << retry.failures.min(16))
-                .min(RETRY_LAST);
+                .min(last);
             now + wait
         });
         due.saturating_duration_since(now)
@@ -85,21 +91,22 @@ mod tests {
 
     #[test]
     fn the_wait_doubles_once_per_try() {
-        let retries = Retries::default();
-        let begin = Instant::now();
-        let mut now = begin;
-        for expected in [2, 4, 8, 16, 32, 60, 60] {
-            assert!(!retries.is_due("u", now));
-            assert_eq!(retries.failed("u", now).as_secs(), expected);
-            assert_eq!(
-                retries.failed("u", now + Duration::from_secs(1)).as_secs(),
-                expected - 1
-            );
-            now += Duration::from_secs(expected);
-            assert!(retries.is_due("u", now));
-            retries.tried("u");
+        let often = [2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60, 60];
+        let seldom = [2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1800, 1800];
+        for (waits, is_seldom) in [(often, false), (seldom, true)] {
+            let retries = Retries::default();
+            let mut now = Instant::now();
+            let wait = |now| retries.failed("u", now, is_seldom).as_secs();
+            for expected in waits {
+                assert!(!retries.is_due("u", now));
+                assert_eq!(wait(now), expected);
+                assert_eq!(wait(now + Duration::from_secs(1)), expected - 1);
+                now += Duration::from_secs(expected);
+                assert!(retries.is_due("u", now));
+                retries.tried("u");
+            }
+            retries.forget("u");
+            assert_eq!(wait(now), 2);
         }
-        retries.forget("u");
-        assert_eq!(retries.failed("u", now).as_secs(), 2);
     }
 }

@@ -87,7 +87,7 @@ async fn step(
             disk,
             owner_uid,
             undo,
-        } => detach(context, key, disk, owner_uid, *undo).await,
+        } => detach(context, key, disk, owner_uid, undo.as_ref()).await,
         Action::SettleUndo { disk, state } => settle_undo(context, key, disk, *state).await,
         Action::CreateInstance(spec) => create(context, key, vm()?.as_ref(), spec).await,
         Action::UpdateInstance { spec, held_memory } => {
@@ -182,8 +182,10 @@ async fn attach(
         held.next().is_none() && world.instances.get(machine).is_none()
     };
     let mut status = disk::attached(&status, attachment.clone());
-    if status.undo.is_none() {
-        status.undo = undo.cloned();
+    match (&mut status.undo, undo) {
+        (Some(has), Some(undo)) => has.machine_uid.clone_from(&undo.machine_uid),
+        (None, undo) => status.undo = undo.cloned(),
+        (Some(_), None) => {}
     }
     write_disk(context, &found, status).await?;
     if first {
@@ -198,7 +200,7 @@ async fn detach(
     machine: &ObjectKey,
     disk: &str,
     owner_uid: &str,
-    undo: Option<UndoState>,
+    undo: Option<&UndoDisk>,
 ) -> Result<(), WriteError> {
     let Ok(found) = find_disk(context, machine, disk) else {
         return Ok(());
@@ -207,8 +209,8 @@ async fn detach(
     match &status.attachment {
         Some(held) if held.owner.uid == owner_uid => {
             let mut status = disk::detached(&status);
-            if let (Some(at), Some(state)) = (&mut status.undo, undo) {
-                at.state = state;
+            if status.undo.is_some() && undo.is_some() {
+                status.undo = undo.cloned();
             }
             write_disk(context, &found, status).await
         }

@@ -5,7 +5,7 @@ use crate::identity::name;
 use paddock_crds::{
     VirtualHardDiskTaskSpec,
     quantity::format_bytes,
-    virtual_hard_disk::{Access, DiskType, UndoState},
+    virtual_hard_disk::{Access, DiskType},
     virtual_hard_disk_task::TaskAction,
 };
 
@@ -57,21 +57,24 @@ impl Draft<'_> {
             action,
             TaskAction::Convert | TaskAction::Compact | TaskAction::Resize | TaskAction::CommitUndo
         );
-        if status.merged_into.is_some() && !matches!(action, TaskAction::Merge | TaskAction::Check)
+        let unfinished = status.unfinished.as_ref().map(|u| u.action);
+        if unfinished == Some(TaskAction::Merge)
+            && !matches!(action, TaskAction::Merge | TaskAction::Check)
         {
-            return Some(wrong(
-                "MergeInterrupted",
-                "a part of it was merged into its parent: make another task Merge to bring that to its end",
-            ));
+            return Some(wrong("MergeInterrupted", self.merge_interrupted()));
         }
         match (&status.undo, on_undo) {
             (None, true) => return Some(wrong("NoUndoDisk", "it has no undo disk")),
             (Some(undo), true)
-                if action == TaskAction::DiscardUndo && undo.state == UndoState::Committing =>
+                if action == TaskAction::DiscardUndo
+                    && unfinished == Some(TaskAction::CommitUndo) =>
             {
                 return Some(wrong(
                     "CommitBegun",
-                    "the disk has a part of what the undo disk holds: it can only be committed",
+                    format!(
+                        "the disk has a part of what the undo disk of VirtualMachine \"{}\" holds, or may have: it can only be committed, unless a task Check proves that the commit never began",
+                        undo.machine
+                    ),
                 ));
             }
             (Some(undo), false) if action != TaskAction::Check => {
@@ -96,15 +99,20 @@ impl Draft<'_> {
                 "its spec.access is ReadOnly: nothing may change it",
             ));
         }
-        if in_place && !self.s.family.children.is_empty() {
-            let children = &self.s.family.children;
-            let names = children.iter().map(|d| name(&d.metadata).to_owned());
+        let children = self.made_of(&self.s.family.children);
+        if in_place && !children.is_empty() {
             return Some(wrong(
                 "HasChildren",
                 format!(
                     "differencing disks have it as parent, and would lose what they show: {}; delete or convert them first",
-                    listed(names.collect())
+                    listed(children)
                 ),
+            ));
+        }
+        if let Some(child) = self.s.family.merging.get(name(&self.s.disk.metadata)) {
+            return Some(waits(
+                "ParentInUse",
+                format!("VirtualHardDisk \"{child}\" is being merged into it"),
             ));
         }
         if (in_place || action == TaskAction::Merge)
@@ -137,12 +145,7 @@ impl Draft<'_> {
                 format!("there is no VirtualHardDisk \"{parent_name}\" in its namespace"),
             ));
         };
-        let several: Vec<String> = s
-            .family
-            .siblings
-            .iter()
-            .map(|d| name(&d.metadata).to_owned())
-            .collect();
+        let several = self.made_of(&s.family.siblings);
         if !several.is_empty() {
             return Some(wrong(
                 "ParentHasOtherChildren",
@@ -152,17 +155,13 @@ impl Draft<'_> {
                 ),
             ));
         }
-        if !s.family.children.is_empty() {
-            let names = s
-                .family
-                .children
-                .iter()
-                .map(|d| name(&d.metadata).to_owned());
+        let children = self.made_of(&s.family.children);
+        if !children.is_empty() {
             return Some(wrong(
                 "HasChildren",
                 format!(
                     "differencing disks have it as parent: {}; merge those first",
-                    listed(names.collect())
+                    listed(children)
                 ),
             ));
         }
@@ -173,12 +172,9 @@ impl Draft<'_> {
             ));
         }
         let status = parent.status.as_ref();
-        let in_use = |d: &paddock_crds::VirtualHardDisk| {
-            d.status
-                .as_ref()
-                .is_some_and(|s| s.attachment.is_some() || s.undo.is_some())
-        };
-        if in_use(parent) || s.family.taken.contains(parent_name) {
+        let in_use = status
+            .is_some_and(|s| s.attachment.is_some() || s.undo.is_some() || s.unfinished.is_some());
+        if in_use || s.family.taken.contains(parent_name) {
             return Some(waits(
                 "ParentInUse",
                 format!(
@@ -190,7 +186,25 @@ impl Draft<'_> {
                 ),
             ));
         }
-        None
+        let copies = self.made_of(&s.family.parent_copies);
+        (!copies.is_empty()).then(|| {
+            waits(
+                "BeingCopied",
+                format!(
+                    "its parent \"{parent_name}\" is being copied to {}",
+                    listed(copies)
+                ),
+            )
+        })
+    }
+
+    /// What a person can do about a merge that was interrupted.
+    pub(super) fn merge_interrupted(&self) -> String {
+        let parent = self.plan.status.lineage.first();
+        format!(
+            "a part of it was merged into VirtualHardDisk \"{}\", or may have been: make another task Merge to bring that to its end, or a task Check to learn whether it has begun",
+            parent.map(String::as_str).unwrap_or_default()
+        )
     }
 
     fn refuse_resize(&self, spec: &VirtualHardDiskTaskSpec) -> Option<Refused> {

@@ -6,8 +6,12 @@ use paddock_crds::{
     VirtualHardDisk,
     reference::PoolFile,
     virtual_hard_disk::{BoundFile, Children, OwnerKind},
+    virtual_hard_disk_task::TaskAction,
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// The most parents that a disk may have: a chain holds 64 disks.
 const MOST_PARENTS: usize = 63;
@@ -27,10 +31,13 @@ pub struct Family {
     pub source: Option<Arc<VirtualHardDisk>>,
     /// Disks that are to be copies of it and are not made yet.
     pub copies: Vec<Arc<VirtualHardDisk>>,
-    /// Names of those among all these but the siblings, and of itself, that another plan is just taking.
+    /// Disks that are to be copies of the parent and are not made yet.
+    pub parent_copies: Vec<Arc<VirtualHardDisk>>,
+    /// Names of those among all these, and of itself, that another plan is just taking. A machine that waits for a disk
+    /// to be made does not take it.
     pub taken: BTreeSet<String>,
-    /// Name of the sibling that another plan is just merging into the parent.
-    pub merging: Option<String>,
+    /// Of itself, its parent and its source: the name of another disk that is being merged into it.
+    pub merging: BTreeMap<String, String>,
 }
 
 impl Family {
@@ -56,6 +63,13 @@ pub fn parent_name(disk: &VirtualHardDisk) -> Option<&str> {
         return None;
     }
     disk.spec.parent_ref.as_ref().map(|r| r.name.as_str())
+}
+
+/// Whether a disk is being merged into its parent, or was when that was interrupted: then the parent has a part of it.
+#[must_use]
+pub fn is_merging(disk: &VirtualHardDisk) -> bool {
+    let unfinished = disk.status.as_ref().and_then(|s| s.unfinished.as_ref());
+    unfinished.is_some_and(|u| u.action == TaskAction::Merge)
 }
 
 fn names(disks: &[Arc<VirtualHardDisk>]) -> Vec<String> {
@@ -127,19 +141,7 @@ impl Draft<'_> {
             ));
         }
         // A sibling that a machine takes is no hindrance: it only reads the parent.
-        let merging = self.s.family.siblings.iter().find(|d| {
-            d.status
-                .as_ref()
-                .is_some_and(|s| s.merged_into.is_some() && s.file.is_some())
-        });
-        let merging = merging.map(|d| name(&d.metadata));
-        match merging.or(self.s.family.merging.as_deref()) {
-            Some(other) => Err((
-                "ParentInUse",
-                format!("VirtualHardDisk \"{other}\" is being merged into the parent \"{wanted}\""),
-            )),
-            None => Ok(Some(origin)),
-        }
+        Ok(Some(origin))
     }
 
     /// The disk that the disk is to be a copy of, or the reason why it cannot be copied yet.
@@ -176,7 +178,7 @@ impl Draft<'_> {
                 format!("VirtualHardDisk \"{wanted}\" is being deleted"),
             ));
         }
-        if status.file.is_none() || status.merged_into.is_some() {
+        if status.file.is_none() || is_merging(found) {
             return Err((
                 not_ready,
                 format!("VirtualHardDisk \"{wanted}\" has no file that could be read yet"),
@@ -204,6 +206,12 @@ impl Draft<'_> {
                 ),
             ));
         }
+        if let Some(other) = self.s.family.merging.get(wanted) {
+            return Err((
+                in_use,
+                format!("VirtualHardDisk \"{other}\" is being merged into \"{wanted}\""),
+            ));
+        }
         if self.s.family.taken.contains(wanted) {
             return Err((
                 in_use,
@@ -216,22 +224,22 @@ impl Draft<'_> {
         })
     }
 
-    /// Children and copies that read the file now or are just being made: it must not go.
-    pub(super) fn readers(&self) -> Option<Why> {
+    /// Those of some disks that have their file, or get it just now: what is not made shows nothing yet, and is made
+    /// once it can be.
+    pub(super) fn made_of(&self, disks: &[Arc<VirtualHardDisk>]) -> Vec<String> {
         let made = |d: &&Arc<VirtualHardDisk>| {
             d.status
                 .as_ref()
                 .is_some_and(|s| s.file.is_some() || s.attachment.is_some())
                 || self.s.family.taken.contains(name(&d.metadata))
         };
-        let children: Vec<String> = self
-            .s
-            .family
-            .children
-            .iter()
-            .filter(made)
-            .map(|d| name(&d.metadata).to_owned())
-            .collect();
+        let made = disks.iter().filter(made);
+        made.map(|d| name(&d.metadata).to_owned()).collect()
+    }
+
+    /// Children and copies that read the file now or are just being made: it must not go.
+    pub(super) fn readers(&self) -> Option<Why> {
+        let children = self.made_of(&self.s.family.children);
         if !children.is_empty() {
             let count = children.len();
             return Some((
@@ -248,11 +256,7 @@ impl Draft<'_> {
 
     /// Copies of the disk that are just being made.
     pub(super) fn copying(&self) -> Option<Why> {
-        let copies = self.s.family.copies.iter().filter(|d| {
-            d.status.as_ref().is_some_and(|s| s.attachment.is_some())
-                || self.s.family.taken.contains(name(&d.metadata))
-        });
-        let names: Vec<String> = copies.map(|d| name(&d.metadata).to_owned()).collect();
+        let names = self.made_of(&self.s.family.copies);
         (!names.is_empty()).then(|| {
             (
                 "BeingCopied",

@@ -152,7 +152,7 @@ impl Draft<'_> {
                     .and_then(|size| i64::try_from(size.bytes()).ok());
                 order.shrink = spec.shrink.unwrap_or_default();
             }
-            TaskAction::CommitUndo | TaskAction::DiscardUndo => {
+            TaskAction::CommitUndo | TaskAction::DiscardUndo | TaskAction::Check => {
                 order.undo = status.undo.as_ref().map(|u| pool_file(&u.file));
             }
             _ => {}

@@ -268,8 +268,7 @@ impl Draft<'_> {
             return true;
         }
         if is_unassigned(task) {
-            // Nobody has begun it.
-            self.detach_task(task);
+            self.never_began(task);
             self.let_go(task);
             return true;
         }

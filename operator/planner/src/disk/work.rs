@@ -19,6 +19,7 @@ use paddock_crds::{
         TASK_FINALIZER,
         condition::{PROGRESSING, READY},
     },
+    reference::condition,
     virtual_hard_disk::{CompactionPolicy, DiskState, DiskType, OwnerKind, Precompact, UndoState},
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
@@ -38,6 +39,11 @@ impl Draft<'_> {
         let Some(file) = self.plan.status.file.clone() else {
             return;
         };
+        if holder.is_none() && self.unfinished() == Some(TaskAction::Merge) {
+            let message = self.merge_interrupted();
+            self.say(DiskState::Failed, "MergeInterrupted", message);
+            return;
+        }
         let message = format!("its file is \"{}\" in pool \"{}\"", file.path, file.pool);
         self.conditions().set(READY, Answer::True, "Ready", message);
     }
@@ -45,13 +51,6 @@ impl Draft<'_> {
     pub(super) fn work(&mut self, own: &[&VirtualHardDiskTask], asked: &[&VirtualHardDiskTask]) {
         if self.plan.status.state != DiskState::Merged {
             self.made();
-        }
-        if let Some(into) = self.plan.status.merged_into.clone() {
-            self.say(
-                DiskState::Failed,
-                "MergeInterrupted",
-                format!("a part of it was merged into VirtualHardDisk \"{into}\": make another task Merge"),
-            );
         }
         if let Some(bytes) = self.s.measured {
             let told = TaskResult {
@@ -124,6 +123,9 @@ impl Draft<'_> {
     /// What the disk's spec and its undo disk ask for.
     fn wish(&self) -> Option<VirtualHardDiskTaskSpec> {
         let (spec, status) = (&self.s.disk.spec, &self.plan.status);
+        if status.undo.is_some() && self.unfinished() == Some(TaskAction::CommitUndo) {
+            return Some(self.task_spec(TaskAction::CommitUndo));
+        }
         match status.undo.as_ref().map(|u| u.state) {
             Some(UndoState::Committing) => return Some(self.task_spec(TaskAction::CommitUndo)),
             Some(UndoState::Discarding) => return Some(self.task_spec(TaskAction::DiscardUndo)),
@@ -174,6 +176,12 @@ impl Draft<'_> {
         }
     }
 
+    /// Whether the spec has changed since it was last said what the disk's wish waits for: what failed may succeed now.
+    fn spec_has_changed(&self) -> bool {
+        let said = condition(&self.plan.status.conditions, PROGRESSING);
+        said.is_some_and(|c| c.observed_generation != self.s.disk.metadata.generation)
+    }
+
     fn tell_waiting(&mut self, task: &VirtualHardDiskTask, reason: &str, message: String) {
         if is_unassigned(task) && !is_over(task) {
             self.tell(task, TaskState::Pending, reason, message);
@@ -218,7 +226,9 @@ impl Draft<'_> {
                 }
             } else if is_unassigned(task) {
                 prepared = Some(*task);
-            } else if is_over(task) && (self.s.retry_due || succeeded(task)) {
+            } else if is_over(task)
+                && (self.s.retry_due || succeeded(task) || self.spec_has_changed())
+            {
                 self.discard(task);
             } else if is_over(task) {
                 failed = Some(*task);
@@ -229,9 +239,6 @@ impl Draft<'_> {
             self.plan.pending = true;
             return;
         }
-        let undo_first = wish
-            .as_ref()
-            .is_some_and(|w| matches!(w.action, TaskAction::CommitUndo | TaskAction::DiscardUndo));
         let mut begun = false;
         for task in asked {
             if !is_unassigned(task) || is_over(task) {
@@ -244,7 +251,7 @@ impl Draft<'_> {
                     self.plan.pending = true;
                     self.tell_waiting(task, refused.reason, refused.message);
                 }
-                None if begun || undo_first => self.tell_waiting(
+                None if begun => self.tell_waiting(
                     task,
                     "DiskInUse",
                     "another task on the disk comes first".to_owned(),
@@ -275,6 +282,7 @@ impl Draft<'_> {
             let reason = status.reason.unwrap_or_else(|| "Failed".to_owned());
             self.progress(Some(&wish), &reason, status.message.unwrap_or_default());
             self.plan.retry = true;
+            self.plan.seldom = is_seldom(wish.action);
             return;
         }
         if let Some(refused) = self.refuse(&wish) {
@@ -336,13 +344,7 @@ impl Draft<'_> {
             });
         }
         self.give(task, &host, epoch, disk_epoch);
-        let status = &mut self.plan.status;
-        match (spec.action, &mut status.undo) {
-            (TaskAction::Merge, _) => status.merged_into = status.lineage.first().cloned(),
-            (TaskAction::CommitUndo, Some(undo)) => undo.state = UndoState::Committing,
-            (TaskAction::DiscardUndo, Some(undo)) => undo.state = UndoState::Discarding,
-            _ => {}
-        }
+        self.may_begin(spec.action);
         self.say_working(task, &host);
         self.plan.after.push(Action::AssignTask {
             task: ObjectKey::of(&task.metadata),
@@ -368,8 +370,7 @@ impl Draft<'_> {
     fn follow_work(&mut self, task: &VirtualHardDiskTask) {
         if is_unassigned(task) && !is_over(task) {
             if deleting(&task.metadata) {
-                // Nobody has begun it.
-                self.detach_task(task);
+                self.never_began(task);
                 self.made();
                 self.let_go(task);
             } else if let Err((reason, message)) = self.assign_work(task, &task.spec) {
@@ -382,6 +383,11 @@ impl Draft<'_> {
             TaskState::Pending | TaskState::Running => {
                 self.plan.pending = true;
                 let host = status.host.clone().unwrap_or_default();
+                if self.is_called_off(task) {
+                    self.plan.after.push(Action::DeleteTask {
+                        task: ObjectKey::of(&task.metadata),
+                    });
+                }
                 if self.stamp(task).is_some() {
                     self.say_working(task, &host);
                 } else {
@@ -398,10 +404,20 @@ impl Draft<'_> {
         }
     }
 
+    /// Whether the operator's own task is at work on what is not wished for any more, such as a compaction of a disk
+    /// whose machine is to start, and leaves the disk as it was when it leaves off.
+    fn is_called_off(&self, task: &VirtualHardDiskTask) -> bool {
+        super::is_own(task, self.s.disk)
+            && !deleting(&task.metadata)
+            && matches!(task.spec.action, TaskAction::Convert | TaskAction::Compact)
+            && self.wish().as_ref() != Some(&task.spec)
+    }
+
     /// The task that holds the disk is over.
     pub(super) fn end_work(&mut self, task: &VirtualHardDiskTask) {
         let status = task.status.clone().unwrap_or_default();
         self.detach_task(task);
+        self.settle_unfinished(task);
         if status.state == TaskState::Succeeded {
             self.conditions().remove(PROGRESSING);
             self.take_result(task);
@@ -409,11 +425,24 @@ impl Draft<'_> {
             return;
         }
         self.made();
+        if self.had_no_undo(task) {
+            self.plan.status.undo = None;
+            self.conditions().remove(PROGRESSING);
+            self.let_go(task);
+            return;
+        }
         let reason = status.reason.unwrap_or_else(|| "Failed".to_owned());
         let message = status.message.unwrap_or_default();
-        if self.is_own(task) {
+        let is_own = self.is_own(task);
+        if is_own && deleting(&task.metadata) && reason == "Cancelled" {
+            self.conditions().remove(PROGRESSING);
+            self.discard(task);
+            return;
+        }
+        if is_own {
             self.progress(Some(&task.spec), &reason, message.clone());
             self.plan.retry = true;
+            self.plan.seldom = is_seldom(task.spec.action);
         } else {
             self.conditions().remove(PROGRESSING);
             self.release(task);
@@ -457,11 +486,17 @@ impl Draft<'_> {
             }
             TaskAction::Merge => {
                 let to = &mut self.plan.status;
+                let into = to.lineage.first().cloned().unwrap_or_default();
+                to.merged_into = Some(into.clone());
                 to.file = None;
                 to.lineage = Vec::new();
                 to.parent_files = Vec::new();
                 to.allocated = None;
-                let into = to.merged_into.clone().unwrap_or_default();
+                // What its machines have written is the parent's now.
+                self.plan.before.push(Action::TellParent {
+                    parent: into.clone(),
+                    allocated_bytes: result.allocated_bytes,
+                });
                 self.forget_health();
                 self.say(
                     DiskState::Merged,
@@ -491,6 +526,11 @@ impl Draft<'_> {
         self.made();
         self.plan.done = Some(("TaskSucceeded", format!("{:?}: {done}", task.spec.action)));
     }
+}
+
+/// Whether the disk is as usable while that fails: a machine waits for the end of its undo disks.
+fn is_seldom(action: TaskAction) -> bool {
+    !matches!(action, TaskAction::CommitUndo | TaskAction::DiscardUndo)
 }
 
 fn succeeded(task: &VirtualHardDiskTask) -> bool {

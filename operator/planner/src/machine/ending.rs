@@ -54,7 +54,7 @@ pub(super) fn end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> End {
             actions.push(Action::Detach {
                 disk: name(&disk.metadata).to_owned(),
                 owner_uid: owner.to_owned(),
-                undo: undo::passes_to(disk, ends),
+                undo: undo::after(disk, ends),
             });
         }
         actions.push(Action::ReleaseInstance);

@@ -5,11 +5,11 @@
 
 use super::{Action, Snapshot, attachment, owner_uid};
 use crate::{
-    disk::next_path,
+    disk::{listed, next_path},
     identity::{deleting, name, uid},
 };
 use paddock_crds::{
-    VirtualHardDisk, VirtualMachine, VirtualMachineInstance,
+    VirtualHardDisk, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceStatus,
     virtual_hard_disk::{Access, BoundFile, UndoDisk, UndoState},
     virtual_machine::{OnStop, RunPolicy, UndoAction, UndoDiskStatus, UndoMode},
 };
@@ -23,8 +23,12 @@ pub(super) fn begin(
     wanted: bool,
 ) -> Option<UndoDisk> {
     let status = disk.status.as_ref()?;
-    if status.undo.is_some() {
-        return status.undo.clone();
+    if let Some(undo) = &status.undo {
+        // From now on it is this machine's, whoever had the name before.
+        return Some(UndoDisk {
+            machine_uid: Some(uid(&vm.metadata).to_owned()),
+            ..undo.clone()
+        });
     }
     let file = status.file.as_ref().filter(|_| wanted)?;
     Some(UndoDisk {
@@ -33,15 +37,38 @@ pub(super) fn begin(
             path: next_path(disk, disk_epoch, "vud"),
         },
         machine: name(&vm.metadata).to_owned(),
+        machine_uid: Some(uid(&vm.metadata).to_owned()),
+        ran: false,
         state: UndoState::New,
     })
 }
 
+/// What an instance's end means for its undo disks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct End {
+    /// Whether its guest is known to have run.
+    ran: bool,
+    /// What they pass to, if that changes.
+    to: Option<UndoState>,
+}
+
 /// What becomes of an instance's undo disks with its end; nothing where its guest never ran.
-pub(super) fn at_end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> Option<UndoState> {
-    let status = instance.status.as_ref()?;
+pub(super) fn at_end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> End {
+    let status = instance.status.as_ref();
     // What started it is told only while it runs; how it was stopped, from then on.
-    let ran = status.started_at.is_some() || status.stop_step.is_some() || status.restarts > 0;
+    let ran = status.is_some_and(|status| {
+        status.started_at.is_some() || status.stop_step.is_some() || status.restarts > 0
+    });
+    let to = status.and_then(|status| passing(s, instance, status, ran));
+    End { ran, to }
+}
+
+fn passing(
+    s: &Snapshot<'_>,
+    instance: &VirtualMachineInstance,
+    status: &VirtualMachineInstanceStatus,
+    ran: bool,
+) -> Option<UndoState> {
     let kept = ran.then_some(UndoState::Kept);
     let vm = s.vm.filter(|vm| uid(&vm.metadata) == owner_uid(instance));
     let Some(vm) = vm else {
@@ -60,12 +87,21 @@ pub(super) fn at_end(s: &Snapshot<'_>, instance: &VirtualMachineInstance) -> Opt
     }
 }
 
+/// A disk's undo disk after the end of its machine's instance, if that changes it.
+pub(super) fn after(disk: &VirtualHardDisk, end: End) -> Option<UndoDisk> {
+    let undo = disk.status.as_ref()?.undo.as_ref()?;
+    Some(UndoDisk {
+        ran: undo.ran || end.ran,
+        state: passes_to(disk, end.to?),
+        ..undo.clone()
+    })
+}
+
 /// What a disk's undo disk passes to when `wanted` is asked for: a disk that may not be written keeps it.
-pub(super) fn passes_to(disk: &VirtualHardDisk, wanted: Option<UndoState>) -> Option<UndoState> {
-    disk.status.as_ref()?.undo.as_ref()?;
-    match wanted? {
-        UndoState::Committing if disk.spec.access == Access::ReadOnly => Some(UndoState::Kept),
-        wanted => Some(wanted),
+fn passes_to(disk: &VirtualHardDisk, wanted: UndoState) -> UndoState {
+    match wanted {
+        UndoState::Committing if disk.spec.access == Access::ReadOnly => UndoState::Kept,
+        wanted => wanted,
     }
 }
 
@@ -81,40 +117,66 @@ fn all<'a>(
     })
 }
 
+/// Whether an undo disk holds the changes of this very machine, not those of an earlier one of its name.
+pub(crate) fn is_own(vm: &VirtualMachine, undo: &UndoDisk) -> bool {
+    undo.machine_uid.as_deref() == Some(uid(&vm.metadata))
+}
+
 /// What is asked for with a machine's kept undo disks while it is off: by its request, or by having none any more.
 pub(super) fn settle(s: &Snapshot<'_>, vm: &VirtualMachine) -> Vec<Action> {
-    let spec = &vm.spec.undo_disks;
-    let wanted = match request(vm) {
-        Some(UndoAction::Commit) => UndoState::Committing,
-        Some(UndoAction::Discard) => UndoState::Discarding,
-        None if spec.mode == UndoMode::Disabled => UndoState::Discarding,
-        None => return Vec::new(),
-    };
-    settle_to(s, vm, wanted)
+    let any = |_: &UndoDisk| true;
+    match request(vm) {
+        Some(UndoAction::Commit) => settle_to(s, vm, UndoState::Committing, any),
+        Some(UndoAction::Discard) => settle_to(s, vm, UndoState::Discarding, any),
+        // Whoever made this machine may not know of what an earlier one has left: that waits for a request.
+        None if vm.spec.undo_disks.mode == UndoMode::Disabled => {
+            settle_to(s, vm, UndoState::Discarding, |undo| is_own(vm, undo))
+        }
+        None => Vec::new(),
+    }
 }
 
 /// What becomes of kept undo disks when a machine is deleted that is off.
 pub(super) fn settle_deleted(s: &Snapshot<'_>, vm: &VirtualMachine) -> Vec<Action> {
     match vm.spec.undo_disks.on_stop {
         OnStop::Keep => Vec::new(),
-        OnStop::Commit => settle_to(s, vm, UndoState::Committing),
-        OnStop::Discard => settle_to(s, vm, UndoState::Discarding),
+        OnStop::Commit => settle_to(s, vm, UndoState::Committing, |undo| is_own(vm, undo)),
+        OnStop::Discard => settle_to(s, vm, UndoState::Discarding, |undo| is_own(vm, undo)),
     }
 }
 
-fn settle_to(s: &Snapshot<'_>, vm: &VirtualMachine, wanted: UndoState) -> Vec<Action> {
+fn settle_to(
+    s: &Snapshot<'_>,
+    vm: &VirtualMachine,
+    wanted: UndoState,
+    which: impl Fn(&UndoDisk) -> bool,
+) -> Vec<Action> {
     all(s, vm)
         .filter(|(_, disk, undo)| {
-            attachment(disk).is_none() && matches!(undo.state, UndoState::New | UndoState::Kept)
+            let kept = matches!(undo.state, UndoState::New | UndoState::Kept);
+            attachment(disk).is_none() && kept && which(undo)
         })
-        .filter_map(|(_, disk, undo)| {
-            let state = passes_to(disk, Some(wanted)).filter(|state| *state != undo.state)?;
-            (state == wanted).then(|| Action::SettleUndo {
-                disk: name(&disk.metadata).to_owned(),
-                state,
-            })
+        .filter(|(_, disk, _)| passes_to(disk, wanted) == wanted)
+        .map(|(_, disk, _)| Action::SettleUndo {
+            disk: name(&disk.metadata).to_owned(),
+            state: wanted,
         })
         .collect()
+}
+
+/// What a request to commit has left as it was, for people: disks that may not be written.
+pub(crate) fn not_committed(s: &Snapshot<'_>, vm: &VirtualMachine) -> Option<String> {
+    let request = vm.spec.undo_disks.request.as_ref()?;
+    let kept = all(s, vm).filter(|(_, disk, undo)| {
+        disk.spec.access == Access::ReadOnly && undo.state == UndoState::Kept
+    });
+    let names: Vec<String> = kept.map(|(_, d, _)| name(&d.metadata).to_owned()).collect();
+    (request.action == UndoAction::Commit && !names.is_empty()).then(|| {
+        format!(
+            "undoDisks.request asks for a commit, but spec.access is ReadOnly and the undo disk kept of {}: set it to ReadWrite and the request to a new token, or request Discard",
+            listed(names)
+        )
+    })
 }
 
 /// The request that was not acted upon yet.

@@ -153,6 +153,18 @@ impl Life {
                 status.reason = Some(reason.clone());
                 status.message = Some(message.clone());
             }
+            Action::TellParent {
+                parent,
+                allocated_bytes,
+            } => {
+                let mut found = self.family.parent.clone().expect("it has a parent");
+                assert_eq!(found.metadata.name.as_ref(), Some(parent));
+                let found_status = found.status.clone().unwrap();
+                assert_eq!(found_status.attachment, None, "somebody holds {parent}");
+                let told = disk::grown_by_merge(&found_status, *allocated_bytes);
+                Arc::make_mut(&mut found).status = Some(told);
+                self.family.parent = Some(found);
+            }
             Action::DeleteTask { task } => {
                 let found = Arc::make_mut(self.tasks.get_mut(task).unwrap());
                 found.metadata.deletion_timestamp = Some(at(self.now));

@@ -387,8 +387,10 @@ impl Model {
                     ),
                 }
                 let mut status = disk::attached(&status, attachment.clone());
-                if status.undo.is_none() {
-                    status.undo.clone_from(undo);
+                match (&mut status.undo, undo) {
+                    (Some(has), Some(undo)) => has.machine_uid.clone_from(&undo.machine_uid),
+                    (None, undo) => status.undo.clone_from(undo),
+                    (Some(_), None) => {}
                 }
                 found.status = Some(status);
             }
@@ -407,8 +409,9 @@ impl Model {
                 let held = status.attachment.as_ref().expect("it is attached");
                 assert_eq!(held.owner.uid, *owner_uid);
                 let mut status = disk::detached(&status);
-                if let Some(state) = undo {
-                    status.undo.as_mut().unwrap().state = *state;
+                if undo.is_some() {
+                    assert!(status.undo.is_some(), "an undo disk came from nowhere");
+                    status.undo.clone_from(undo);
                 }
                 found.status = Some(status);
             }

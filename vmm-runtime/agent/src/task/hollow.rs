@@ -25,6 +25,14 @@ impl DiskWorker for HollowWorker {
     ) -> BoxFuture<'static, Result<TaskResult, Failure>> {
         async move { Ok(pretend(&task)) }.boxed()
     }
+
+    fn leave_off(
+        &self,
+        _: Arc<VirtualHardDiskTask>,
+        _: bool,
+    ) -> BoxFuture<'static, Option<TaskResult>> {
+        async { None }.boxed()
+    }
 }
 
 fn pretend(task: &VirtualHardDiskTask) -> TaskResult {
@@ -48,6 +56,7 @@ fn pretend(task: &VirtualHardDiskTask) -> TaskResult {
         disk_type: disk_type.filter(|_| makes_a_disk(task.spec.action)),
         findings: (task.spec.action == TaskAction::Check).then(Vec::new),
         disk_epoch: None,
+        begun: None,
     }
 }
 

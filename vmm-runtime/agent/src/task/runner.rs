@@ -177,6 +177,14 @@ pub trait DiskWorker: Send + Sync + 'static {
         task: Arc<VirtualHardDiskTask>,
         control: Arc<Control>,
     ) -> BoxFuture<'static, Result<TaskResult, Failure>>;
+    /// Clears away what a task has made that failed or is not gone on with, and looks at what it left: whether a merge
+    /// was begun. `None` for a task of which there is nothing to be told, and where that cannot be known. `begun` tells
+    /// whether anybody was at work on it.
+    fn leave_off(
+        &self,
+        task: Arc<VirtualHardDiskTask>,
+        begun: bool,
+    ) -> BoxFuture<'static, Option<TaskResult>>;
 }
 
 /// What jobs use.
@@ -279,7 +287,7 @@ async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
     };
     // An order does not change, so neither does its lane.
     let lane = world.lanes.of(order);
-    let Some(_permit) = its_turn(&key, &world, &mut latest, &lane).await else {
+    let Some(_permit) = its_turn(&key, &world, &mut latest, &task, &lane).await else {
         return;
     };
     // It may have changed while others worked; and only a read with quorum says that the task is still this host's.
@@ -287,17 +295,12 @@ async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
         return;
     };
     let action = task.spec.action;
-    let begun = task
-        .status
-        .as_ref()
-        .is_some_and(|status| status.state == TaskState::Running);
-    if action == TaskAction::Merge && !begun {
-        // A merge removes what it merges: who comes after a crash must know that it was begun.
+    if is_told_first(action) && !is_begun(&task) {
         write(&key, &world, &running(Told::default(), &lane)).await;
     }
     info!(task = %key.name, namespace = %key.namespace, ?action, "working on a disk");
     let control = Arc::new(Control::default());
-    let mut work = world.worker.perform(task, control.clone());
+    let mut work = world.worker.perform(task.clone(), control.clone());
     let start = Instant::now();
     let mut progress = Progress::default();
     let outcome = loop {
@@ -340,10 +343,50 @@ async fn work_on(key: TaskKey, world: Arc<Surroundings>, mut latest: Latest) {
         Err(failure) => {
             world.metrics.tasks_failed.add(1);
             warn!(task = %key.name, namespace = %key.namespace, ?action, reason = failure.reason, message = %failure.message, "the task failed");
-            failed(&failure)
+            left_off(&world, task, true, &failure).await
         }
     };
     write(&key, &world, &report).await;
+}
+
+/// Whether a task is told as running before it begins. What it works on may be gone, or made, when it ends: who comes
+/// after a crash must know that it was begun, and nobody else's doing is taken for its own.
+fn is_told_first(action: TaskAction) -> bool {
+    matches!(
+        action,
+        TaskAction::Merge | TaskAction::CommitUndo | TaskAction::Compact
+    )
+}
+
+/// Whether an agent was at work on a task.
+fn is_begun(task: &VirtualHardDiskTask) -> bool {
+    let status = task.status.as_ref();
+    status.is_some_and(|status| status.state == TaskState::Running)
+}
+
+/// The report of a task that failed, with what is left of it.
+async fn left_off(
+    world: &Surroundings,
+    task: Arc<VirtualHardDiskTask>,
+    begun: bool,
+    failure: &Failure,
+) -> Report {
+    let left = tokio::time::timeout(CALL_LIMIT, world.worker.leave_off(task, begun)).await;
+    Report {
+        result: left.ok().flatten(),
+        ..failed(failure)
+    }
+}
+
+/// Says that a task was deleted, and what is left of it.
+async fn cancel(key: &TaskKey, world: &Surroundings, task: Arc<VirtualHardDiskTask>) {
+    let begun = is_begun(&task);
+    write(
+        key,
+        world,
+        &left_off(world, task, begun, &cancelled()).await,
+    )
+    .await;
 }
 
 /// Waits until others in the same pools are done; `None` when the task was deleted meanwhile.
@@ -351,6 +394,7 @@ async fn its_turn(
     key: &TaskKey,
     world: &Surroundings,
     latest: &mut Latest,
+    task: &Arc<VirtualHardDiskTask>,
     lane: &Lane,
 ) -> Option<OwnedSemaphorePermit> {
     let mut turn = Box::pin(lane.enter());
@@ -362,18 +406,13 @@ async fn its_turn(
             changed = latest.changed() => {
                 changed.ok()?;
                 if is_deleted(latest) {
-                    write(key, world, &cancelled()).await;
+                    cancel(key, world, task.clone()).await;
                     return None;
                 }
             }
             () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {
                 patience = None;
-                let report = Report {
-                    state: TaskState::Pending,
-                    reason: Some("Queued".to_owned()),
-                    message: Some(format!("it waits for other tasks in pool {}", lane.pools())),
-                    ..Report::default()
-                };
+                let report = queued(task, lane);
                 if let Ok(Err(TaskWriteError::Failed(error))) =
                     tokio::time::timeout(CALL_LIMIT, world.api.report(key, &report)).await
                 {
@@ -416,7 +455,7 @@ async fn allowed(
             Next::Work => return Some(task),
             Next::Done => return None,
             Next::Cancel => {
-                write(key, world, &cancelled()).await;
+                cancel(key, world, task).await;
                 return None;
             }
             Next::Wait => {
@@ -444,7 +483,7 @@ async fn confirmed(
                     Next::Work => return Some(Arc::new(task)),
                     Next::Done => return None,
                     Next::Cancel => {
-                        write(key, world, &cancelled()).await;
+                        cancel(key, world, Arc::new(task)).await;
                         return None;
                     }
                     Next::Wait => {
@@ -478,6 +517,19 @@ async fn write(key: &TaskKey, world: &Surroundings, report: &Report) {
     }
 }
 
+/// That a task waits for its turn. That an earlier agent has begun it is never taken back.
+fn queued(task: &VirtualHardDiskTask, lane: &Lane) -> Report {
+    Report {
+        state: match is_begun(task) {
+            true => TaskState::Running,
+            false => TaskState::Pending,
+        },
+        reason: Some("Queued".to_owned()),
+        message: Some(format!("it waits for other tasks in pool {}", lane.pools())),
+        ..Report::default()
+    }
+}
+
 fn running(told: Told, lane: &Lane) -> Report {
     let stuck = told.stuck.then(|| {
         format!(
@@ -504,9 +556,34 @@ fn failed(failure: &Failure) -> Report {
     }
 }
 
-fn cancelled() -> Report {
-    failed(&Failure::new(
-        CANCELLED,
-        "the task was deleted before it was done",
-    ))
+fn cancelled() -> Failure {
+    Failure::new(CANCELLED, "the task was deleted before it was done")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::core::{test_order, test_task};
+    use paddock_crds::{VirtualHardDiskTaskStatus, reference::PoolFile};
+
+    #[test]
+    fn a_task_that_was_begun_waits_for_its_turn_as_running() {
+        let order = test_order(PoolFile {
+            pool: "default".into(),
+            path: "d.vhd".into(),
+        });
+        let lane = Lanes::default().of(&order);
+        for state in [TaskState::Pending, TaskState::Running] {
+            let mut task = test_task(TaskAction::Merge);
+            task.status = Some(VirtualHardDiskTaskStatus {
+                state,
+                ..VirtualHardDiskTaskStatus::default()
+            });
+            let told = queued(&task, &lane);
+            assert_eq!(
+                (told.state, told.reason.as_deref()),
+                (state, Some("Queued"))
+            );
+        }
+    }
 }

@@ -12,8 +12,8 @@ use paddock_crds::{
     virtual_hard_disk_task::{Shrink, TaskResult},
 };
 use paddock_vhd::{
-    MergeOptions, OpenErrorKind, ResizeOptions, commit_undo as commit, discard_undo as discard,
-    merge as merge_disk, remove, resize as resize_disk,
+    MergeOptions, OpenErrorKind, OperationError, ResizeOptions, commit_undo as commit,
+    discard_undo as discard, merge as merge_disk, remove, resize as resize_disk,
 };
 
 pub(super) fn delete(job: &Job<'_>) -> Result<TaskResult, Failure> {
@@ -70,7 +70,23 @@ pub(super) fn merge(job: &Job<'_>) -> Result<TaskResult, Failure> {
         Ok(_) => look(&parent),
         // An agent that was at work on it has removed it, and did not come to tell.
         Err(error) if job.begun && is_missing(&error) => look(&parent),
-        Err(error) => Err(at.named(from_operation(&error))),
+        Err(error) => Err(at.named(from_merge(&error))),
+    }
+}
+
+/// A refused merge, with what a person can do: the operator has seen to the disks that have an object.
+fn from_merge(error: &OperationError) -> Failure {
+    let failure = from_operation(error);
+    match error {
+        OperationError::Refused { .. } => Failure {
+            message: format!(
+                "{}. If it names a file that no VirtualHardDisk has, a deleted one has left that: remove it from the pool \
+                 once nobody needs it",
+                failure.message
+            ),
+            ..failure
+        },
+        _ => failure,
     }
 }
 
@@ -84,8 +100,9 @@ pub(super) fn commit_undo(job: &Job<'_>) -> Result<TaskResult, Failure> {
     let progress = &mut job.steady_progress();
     match commit(&undo.pool, undo.path, job.control.gate(), &search, progress) {
         Ok(_) => look(&file),
-        Err(error) if is_missing(&error) => look(&file),
-        Err(error) => Err(undo.named(from_operation(&error))),
+        // As with a merge; and what is missing without anybody's doing was not committed.
+        Err(error) if job.begun && is_missing(&error) => look(&file),
+        Err(error) => Err(undo.named(from_merge(&error))),
     }
 }
 
@@ -106,6 +123,6 @@ fn undo<'a>(job: &Job<'a>) -> Result<&'a PoolFile, Failure> {
         .ok_or_else(|| io_error("the order names no undo disk".to_owned()))
 }
 
-fn is_missing(error: &paddock_vhd::OperationError) -> bool {
-    matches!(error, paddock_vhd::OperationError::Open(error) if error.kind() == OpenErrorKind::NotFound)
+fn is_missing(error: &OperationError) -> bool {
+    matches!(error, OperationError::Open(error) if error.kind() == OpenErrorKind::NotFound)
 }

@@ -53,6 +53,7 @@ pub(super) fn describe(found: &VhdInfo) -> TaskResult {
         }),
         findings: None,
         disk_epoch: None,
+        begun: None,
     }
 }
 
@@ -65,6 +66,7 @@ pub(super) fn check(job: &Job<'_>) -> Result<TaskResult, Failure> {
     let described = look(&at).unwrap_or_default();
     Ok(TaskResult {
         findings: Some(tell(report.findings)),
+        begun: super::left::is_merge_begun(job).ok(),
         ..described
     })
 }

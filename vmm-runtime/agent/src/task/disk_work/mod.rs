@@ -5,10 +5,14 @@
 //! counts as done exactly if it carries that one; a raw image counts as done if it holds just what the disk shows. Any
 //! other file is somebody's and is not touched. What was not finished has a temporary name, which the next try replaces
 //! under the file's lock; a merge and a change of size take up what was begun.
+//!
+//! What a task has made that fails or is cancelled is removed, and of a merge that fails it is told whether it has begun:
+//! until it has, the disk is as usable as before.
 
 mod change;
 mod claim;
 mod failure;
+mod left;
 mod look;
 mod make;
 mod pools;
@@ -58,22 +62,45 @@ impl DiskWorker for VhdWorker {
             let spec = host::spec(&spec)
                 .await
                 .map_err(|error| Failure::new("PoolUnavailable", error))?;
-            // A thread of its own: one that hangs on a dead pool takes none from others.
-            let (answer, result) = oneshot::channel();
-            std::thread::Builder::new()
-                .name("task".to_owned())
-                .spawn(move || {
-                    // Nobody waits any more when the agent ends.
-                    let _ = answer.send(perform(&task, &spec, &control));
-                })
-                .map_err(|error| io_error(format!("start a thread: {error}")))?;
-            match result.await {
-                Ok(result) => result,
-                Err(error) => Err(io_error(format!("the work broke off: {error}"))),
-            }
+            beside(move || perform(&task, &spec, &control)).await?
         }
         .boxed()
     }
+
+    fn leave_off(
+        &self,
+        task: Arc<VirtualHardDiskTask>,
+        begun: bool,
+    ) -> BoxFuture<'static, Option<TaskResult>> {
+        if !left::is_told(task.spec.action) {
+            return async { None }.boxed();
+        }
+        let spec = self.spec.clone();
+        async move {
+            let spec = host::spec(&spec).await.ok()?;
+            beside(move || left::leave_off(&task, &spec, begun))
+                .await
+                .ok()?
+        }
+        .boxed()
+    }
+}
+
+/// Does work in a thread of its own: one that hangs on a dead pool takes none from others.
+async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let (answer, result) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("task".to_owned())
+        .spawn(move || {
+            // Nobody waits any more when the agent ends.
+            let _ = answer.send(work());
+        })
+        .map_err(|error| io_error(format!("start a thread: {error}")))?;
+    result
+        .await
+        .map_err(|error| io_error(format!("the work broke off: {error}")))
 }
 
 /// A task that is worked on.
@@ -85,7 +112,16 @@ struct Job<'a> {
     begun: bool,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    fn new(order: &'a TaskOrder, host: &'a HostSpec, control: &'a Control, begun: bool) -> Self {
+        Self {
+            order,
+            pools: Pools::of(host),
+            control,
+            begun,
+        }
+    }
+
     /// The identity of the disk that the task makes in the place of the VirtualHardDisk's own: it follows from that
     /// one's uid, so that another task of the same disk recognises the file too.
     fn identity(&self) -> Uuid {
@@ -134,12 +170,8 @@ fn perform(
     if control.is_cancelled() {
         return Err(failure::cancelled());
     }
-    let job = Job {
-        order,
-        pools: Pools::of(host),
-        control,
-        begun: status.is_some_and(|status| status.state == TaskState::Running),
-    };
+    let begun = status.is_some_and(|status| status.state == TaskState::Running);
+    let job = Job::new(order, host, control, begun);
     let name = status.and_then(|status| status.host.as_deref());
     claim::claim(&job, task.spec.action, name.unwrap_or_default())?;
     match task.spec.action {

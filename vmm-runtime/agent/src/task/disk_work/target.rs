@@ -29,10 +29,28 @@ pub(super) fn convert(job: &Job<'_>) -> Result<TaskResult, Failure> {
     look(&to)
 }
 
+/// Whether the target is there, made by this very task.
+pub(super) fn is_converted(job: &Job<'_>, to: &At<'_>) -> bool {
+    let identity = job.identity_at(to.name, &to.path.to_string_lossy());
+    matches!(to.find(), Ok(Some(found)) if found.unique_id == identity)
+}
+
+/// Whether the target is there, made by an agent that was at work on this task. Only its identity and size say so, and a
+/// person's copy of the disk has them too: so before anybody has begun, it is not.
+pub(super) fn is_compacted(job: &Job<'_>, to: &At<'_>) -> Result<bool, Failure> {
+    let source = job.pools.at(&job.order.file)?.find()?;
+    let made = to.find().ok().flatten();
+    let (Some(source), Some(made)) = (source, made) else {
+        return Ok(false);
+    };
+    let is_same = made.unique_id == source.unique_id && made.virtual_size == source.virtual_size;
+    Ok(job.begun && is_same)
+}
+
 /// A new file with the content of the disk, its parents' included.
 fn copy_to(job: &Job<'_>, to: &At<'_>, disk_type: DiskType) -> Result<(), Failure> {
     let identity = job.identity_at(to.name, &to.path.to_string_lossy());
-    let is_mine = || matches!(to.find(), Ok(Some(found)) if found.unique_id == identity);
+    let is_mine = || is_converted(job, to);
     if is_mine() {
         return Ok(());
     }
@@ -72,14 +90,13 @@ pub(super) fn compact(job: &Job<'_>) -> Result<TaskResult, Failure> {
             job.order.file.path, at.name, to.name
         )));
     }
-    let source = at.find()?.ok_or_else(|| {
+    at.find()?.ok_or_else(|| {
         at.named(Failure::new(
             "FileNotFound",
             format!("{}: there is no such disk", job.order.file.path),
         ))
     })?;
-    let is_mine = || matches!(to.find(), Ok(Some(found)) if found.unique_id == source.unique_id && found.virtual_size == source.virtual_size);
-    if is_mine() {
+    if is_compacted(job, &to)? {
         return look(&to);
     }
     let free = |disk: &dyn BlockDevice| free_ranges(disk, &at);
@@ -106,10 +123,9 @@ pub(super) fn compact(job: &Job<'_>) -> Result<TaskResult, Failure> {
             );
             look(&to)
         }
-        Err(OperationError::Create(CreateError::AlreadyExists { .. })) if !is_mine() => {
+        Err(OperationError::Create(CreateError::AlreadyExists { .. })) => {
             Err(to.named(file_exists(&to.path.display().to_string())))
         }
-        Err(OperationError::Create(CreateError::AlreadyExists { .. })) => look(&to),
         Err(error) => Err(at.named(from_operation(&error))),
     }
 }
@@ -211,7 +227,7 @@ fn holds_the_same(
     Ok(true)
 }
 
-fn target<'a>(job: &Job<'a>) -> Result<At<'a>, Failure> {
+pub(super) fn target<'a>(job: &Job<'a>) -> Result<At<'a>, Failure> {
     let target = job
         .order
         .target

@@ -87,12 +87,8 @@ fn a_merge_that_has_begun_goes_on_to_its_end() {
         order.parents = vec![file("base.vhd")];
     });
     let control = Control::default();
-    let job = Job {
-        order: merge.status.as_ref().unwrap().order.as_ref().unwrap(),
-        pools: Pools::of(&world.host),
-        control: &control,
-        begun: false,
-    };
+    let order = merge.status.as_ref().unwrap().order.as_ref().unwrap();
+    let job = Job::new(order, &world.host, &control, false);
     control.cancel();
     change::merge(&job).unwrap();
     assert_eq!(world.first("base.vhd"), 2);
@@ -123,12 +119,59 @@ fn undo_disks_are_committed_and_discarded_once() {
     let committed = world.run(&undo(TaskAction::CommitUndo)).unwrap();
     assert_eq!(world.first("base.vhd"), 3);
     assert!(!world.file("vm/d.vud").exists());
-    assert_eq!(world.run(&undo(TaskAction::CommitUndo)), Ok(committed));
+    // What is missing without an agent's doing was not committed.
+    let commit = undo(TaskAction::CommitUndo);
+    assert_eq!(world.run(&commit), Err("FileNotFound"));
+    assert_eq!(begun_of(&world, &commit), Some(false));
+    assert_eq!(world.run(&begun(commit)), Ok(committed));
     // The disk itself is missed.
     fs::remove_file(world.file("base.vhd")).unwrap();
     for action in [TaskAction::CommitUndo, TaskAction::DiscardUndo] {
         assert_eq!(world.run(&undo(action)), Err("FileNotFound"));
     }
+}
+
+/// What is told of a merge that failed.
+fn begun_of(world: &World, task: &VirtualHardDiskTask) -> Option<bool> {
+    left::leave_off(task, &world.host, true).unwrap().begun
+}
+
+#[test]
+fn of_a_merge_that_fails_it_is_told_whether_it_has_begun() {
+    let world = World::new();
+    world.disk("base.vhd", 1);
+    for child in ["child.vhd", "left.vhd"] {
+        world.child(child, "base.vhd");
+    }
+    world.write("child.vhd", 2);
+    let merge = task(TaskAction::Merge, "child.vhd", |order| {
+        order.parents = vec![file("base.vhd")];
+    });
+    // The file of a disk that was deleted.
+    let failure = refused(&world, &merge);
+    assert_eq!(failure.reason, "Refused");
+    for part in ["left.vhd", "a deleted one has left that"] {
+        assert!(failure.message.contains(part), "{}", failure.message);
+    }
+    assert_eq!(begun_of(&world, &merge), Some(false));
+    let checked = world.run(&task(TaskAction::Check, "child.vhd", |_| {}));
+    assert_eq!(checked.unwrap().begun, Some(false));
+    // The disk is as usable as before.
+    world.write("child.vhd", 3);
+    fs::remove_file(world.file("left.vhd")).unwrap();
+    let pool = world.pool();
+    let broken = paddock_vhd::merge(
+        &pool,
+        "child.vhd",
+        Gate::open(),
+        &paddock_vhd::MergeOptions::default(),
+        &mut |_| ControlFlow::Break(()),
+    );
+    assert!(broken.is_err());
+    assert_eq!(begun_of(&world, &merge), Some(true));
+    world.run(&merge).unwrap();
+    assert_eq!(world.first("base.vhd"), 3);
+    assert_eq!(begun_of(&world, &merge), Some(false));
 }
 
 #[test]

@@ -30,12 +30,7 @@ fn what_is_cancelled_leaves_nothing() {
     ] {
         let order = task.status.as_ref().unwrap().order.as_ref().unwrap();
         let control = Control::default();
-        let job = Job {
-            order,
-            pools: Pools::of(&world.host),
-            control: &control,
-            begun: false,
-        };
+        let job = Job::new(order, &world.host, &control, false);
         // Deleted while it is at work.
         control.cancel();
         let failure = match task.spec.action {

@@ -59,7 +59,9 @@ fn compact_gives_back_zeros_and_with_precompact_free_space() {
     let after = inspect(&world.pool(), "new.vhd").unwrap();
     assert_eq!(after.allocated_blocks, Some(7));
     assert_eq!(after.unique_id, before.unique_id);
-    assert_eq!(world.run(&plain), Ok(made));
+    // A copy of the disk under that name would look the same: only an earlier agent's own counts as done.
+    assert_eq!(world.run(&plain), Err("FileExists"));
+    assert_eq!(world.run(&begun(plain)), Ok(made));
     // No file system is known on it: nothing more is taken away.
     let made = world
         .run(&compact("walked.vhd", Precompact::Enabled))
@@ -204,4 +206,36 @@ fn export_writes_an_image_and_knows_its_own() {
 
 fn task_in_images(path: &str) -> VirtualHardDiskTask {
     task(TaskAction::Adopt, "", |order| order.file = image_file(path))
+}
+
+#[test]
+fn what_was_made_for_a_task_that_is_cancelled_is_removed() {
+    let world = World::new();
+    world.disk("base.vhd", 1);
+    let making = |action| {
+        task(action, "base.vhd", |order| {
+            order.target = Some(file("new.vhd"));
+            order.disk_type = Some(DiskType::Fixed);
+        })
+    };
+    for action in [TaskAction::Convert, TaskAction::Compact] {
+        // An earlier agent has made it, and ended before it told so.
+        let made = making(action);
+        world.run(&made).unwrap();
+        assert_eq!(world.files(), ["base.vhd", "new.vhd"]);
+        assert_eq!(left::leave_off(&made, &world.host, true), None);
+        assert_eq!(world.files(), ["base.vhd"], "{action:?}");
+        // Somebody else's stays.
+        let other = task(TaskAction::Create, "new.vhd", of_disk("other"));
+        world.run(&other).unwrap();
+        world.write("new.vhd", 7);
+        left::leave_off(&made, &world.host, true);
+        assert_eq!(world.first("new.vhd"), 7);
+        fs::remove_file(world.file("new.vhd")).unwrap();
+    }
+    // A copy of the disk that was there before anybody began.
+    fs::copy(world.file("base.vhd"), world.file("new.vhd")).unwrap();
+    left::leave_off(&making(TaskAction::Compact), &world.host, false);
+    assert_eq!(world.files(), ["base.vhd", "new.vhd"]);
+    assert_eq!(world.run(&making(TaskAction::Compact)), Err("FileExists"));
 }
