@@ -1,5 +1,6 @@
 //! VirtualHardDisk: a VHD file in a pool.
 
+pub use crate::virtual_hard_disk_source::{DiskSource, HttpSource, ImageFormat, ImageSource};
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PATH_MESSAGE, PATH_RULE},
@@ -245,46 +246,6 @@ pub enum FileMode {
     Create,
     /// Take an existing VHD.
     Adopt,
-}
-
-/// What a disk starts with: exactly one of these.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.image) != has(self.cloneRef)").message("source must have exactly one of image and cloneRef"))]
-pub struct DiskSource {
-    /// A disk image in a pool.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageSource>,
-    /// Another disk, in the same namespace, whose content is copied while no machine uses it. A differencing disk is copied with what it has from its parents.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clone_ref: Option<LocalReference>,
-}
-
-/// A disk image in a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-pub struct ImageSource {
-    /// Name of the pool, as in the Host's `spec.pools`.
-    #[schemars(length(min = 1, max = 63))]
-    pub pool: String,
-    /// Path within the pool.
-    #[schemars(length(min = 1, max = 512))]
-    #[x_kube(validation = Rule::new(PATH_RULE).message(PATH_MESSAGE))]
-    pub path: String,
-    /// Format of the image; never guessed. Default: Raw.
-    #[serde(default)]
-    pub format: ImageFormat,
-    /// SHA-256 of the image as 64 hexadecimal digits. An image with another sum is refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(equal = 64), regex(pattern = "^[0-9a-fA-F]{64}$"))]
-    pub sha256: Option<String>,
-}
-
-/// Format of an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum ImageFormat {
-    /// The bytes of the disk, one after another.
-    #[default]
-    Raw,
 }
 
 /// What becomes of a file whose object is deleted.

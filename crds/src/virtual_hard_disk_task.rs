@@ -3,7 +3,7 @@
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PoolFile},
-    virtual_hard_disk::{DiskType, ImageFormat, Precompact},
+    virtual_hard_disk::{DiskType, HttpSource, ImageFormat, Precompact},
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -167,9 +167,12 @@ pub struct TaskOrder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 3145728, max = 2190433320960i64))]
     pub size_bytes: Option<i64>,
-    /// Import: where the content comes from.
+    /// Import: the image in a pool that the content comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<TaskSource>,
+    /// Import: the image on the web that the content comes from, in place of `source`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<HttpSource>,
     /// Clone: the disk to copy and its parents, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

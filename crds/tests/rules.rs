@@ -264,14 +264,49 @@ fn a_source_is_one_thing() {
     let image = json!({"pool": "images", "path": "a.img"});
     accepted(disk(json!({"source": {"image": image}})).validate_cel());
     accepted(disk(json!({"source": {"cloneRef": {"name": "a"}}})).validate_cel());
+    let http = json!({"url": "https://a.example/b.img", "sha256": "0".repeat(64)});
+    accepted(disk(json!({"source": {"http": http}})).validate_cel());
     for source in [
         json!({}),
         json!({"image": image, "cloneRef": {"name": "a"}}),
+        json!({"image": image, "http": http}),
     ] {
         refused(
             disk(json!({"source": source})).validate_cel(),
             "exactly one of",
         );
+    }
+}
+
+#[test]
+fn an_address_on_the_web_is_whole_and_holds_no_password() {
+    let from = |url: &str| {
+        let http = json!({"url": url, "sha256": "0".repeat(64)});
+        disk(json!({"source": {"http": http}})).validate_cel()
+    };
+    for url in [
+        "http://a",
+        "https://images.example:8443/a/b.img?version=2&x=%20\"",
+        "http://10.0.0.1:80/",
+        "https://[fd00::1]/a.img",
+    ] {
+        accepted(from(url));
+    }
+    for url in [
+        "",
+        "ftp://a/b",
+        "HTTP://a/b",
+        "file:///etc/passwd",
+        "http:///b",
+        "http://user:word@a/b",
+        "http://a/b#c",
+        "http://a/b c",
+        "http://a/\u{e9}",
+        "http://a\\b",
+        "http://a/b\n",
+        "http://[::1/b",
+    ] {
+        refused(from(url), "url must begin with http:// or https://");
     }
 }
 

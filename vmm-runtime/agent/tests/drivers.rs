@@ -464,6 +464,7 @@ fn task_in(pool: &str, name: &str, epoch: i64) -> VirtualHardDiskTask {
             disk_type: None,
             size_bytes: None,
             source: None,
+            download: None,
             clone: vec![],
             undo: None,
             shrink: Shrink::default(),

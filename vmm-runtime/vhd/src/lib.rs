@@ -62,6 +62,7 @@ mod remove;
 mod repair;
 mod reparent;
 mod resize;
+mod scratch;
 mod size;
 mod storage;
 #[cfg(test)]
@@ -93,6 +94,7 @@ pub use remove::{RemoveError, remove};
 pub use repair::{RepairReport, discard_repair_journal, repair, repair_in_place, undo_repair};
 pub use reparent::reparent;
 pub use resize::{ResizeOptions, ResizeReport, resize};
+pub use scratch::Scratch;
 pub use size::{DiskSize, DiskSizeError};
 pub use undo::{commit_undo, discard_undo, start_undo};
 pub use vhd::{Access, OpenOptions, Vhd};

@@ -166,7 +166,7 @@ impl Draft<'_> {
         if self.plan.status.state != DiskState::Failed {
             let message = match epoch {
                 None => format!("host {host} is to make it, but is not ready"),
-                Some(_) => makes(task.spec.action, &host),
+                Some(_) => self.makes(task.spec.action, &host),
             };
             self.say(DiskState::Creating, "Creating", message);
         }
@@ -212,11 +212,8 @@ impl Draft<'_> {
         }
         self.give(task, &host, epoch, disk_epoch);
         if self.plan.status.state != DiskState::Failed {
-            self.say(
-                DiskState::Creating,
-                "Creating",
-                makes(task.spec.action, &host),
-            );
+            let message = self.makes(task.spec.action, &host);
+            self.say(DiskState::Creating, "Creating", message);
         }
         self.plan.after.push(Action::AssignTask {
             task: ObjectKey::of(&task.metadata),
@@ -225,13 +222,17 @@ impl Draft<'_> {
             order: Box::new(order),
         });
     }
-}
 
-fn makes(action: TaskAction, host: &str) -> String {
-    match action {
-        TaskAction::Import => format!("host {host} imports its image"),
-        TaskAction::Clone => format!("host {host} copies its source"),
-        TaskAction::Adopt => format!("host {host} looks at its file"),
-        _ => format!("host {host} makes its file"),
+    fn makes(&self, action: TaskAction, host: &str) -> String {
+        let source = self.s.disk.spec.source.as_ref();
+        match action {
+            TaskAction::Import if source.is_some_and(|s| s.http.is_some()) => {
+                format!("host {host} downloads its image")
+            }
+            TaskAction::Import => format!("host {host} imports its image"),
+            TaskAction::Clone => format!("host {host} copies its source"),
+            TaskAction::Adopt => format!("host {host} looks at its file"),
+            _ => format!("host {host} makes its file"),
+        }
     }
 }

@@ -14,7 +14,7 @@ use paddock_crds::{
     VirtualHardDiskTaskSpec,
     host::PoolKind,
     reference::PoolFile,
-    virtual_hard_disk::{BoundFile, DiskType},
+    virtual_hard_disk::{BoundFile, DiskType, HttpSource},
     virtual_hard_disk_task::{
         ExportFormat, Shrink, SourceFile, TaskAction, TaskOrder, TaskSource, TaskState,
     },
@@ -34,6 +34,7 @@ impl Draft<'_> {
             disk_type: None,
             size_bytes: None,
             source: None,
+            download: None,
             clone: Vec::new(),
             undo: None,
             shrink: Shrink::default(),
@@ -85,6 +86,11 @@ impl Draft<'_> {
                 sha256: image.sha256.as_ref().map(|s| s.to_ascii_lowercase()),
             });
         }
+        let http = spec.source.as_ref().and_then(|s| s.http.as_ref());
+        order.download = http.map(|http| HttpSource {
+            sha256: http.sha256.to_ascii_lowercase(),
+            ..http.clone()
+        });
         for Origin { files, host } in parent.iter().chain(&source) {
             reach
                 .also

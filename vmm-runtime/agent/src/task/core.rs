@@ -60,6 +60,7 @@ pub(super) fn test_order(
         disk_type: None,
         size_bytes: None,
         source: None,
+        download: None,
         clone: vec![],
         undo: None,
         shrink: Shrink::default(),

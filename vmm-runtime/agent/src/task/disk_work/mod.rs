@@ -7,6 +7,7 @@
 //! under the file's lock; a merge and a change of size take up what was begun.
 
 mod change;
+mod download;
 mod failure;
 mod look;
 mod make;
@@ -17,6 +18,7 @@ mod tests;
 
 use super::runner::{Control, DiskWorker};
 use crate::{
+    download::Web,
     host::{self, SpecReceiver},
     instance::core::Failure,
 };
@@ -139,6 +141,7 @@ fn perform(
     };
     match task.spec.action {
         TaskAction::Create => make::create(&job),
+        TaskAction::Import if order.download.is_some() => download::import(&job, &Web::system()),
         TaskAction::Import => make::import(&job),
         TaskAction::Clone => make::clone(&job),
         TaskAction::Adopt => look::adopt(&job),

@@ -1,6 +1,7 @@
 //! Tasks on real folders, each done, done again as after a crash, and refused.
 
 mod changes;
+mod downloads;
 mod every;
 mod making;
 mod targets;

@@ -1,0 +1,71 @@
+//! What a virtual hard disk starts with.
+
+use crate::reference::{LocalReference, PATH_MESSAGE, PATH_RULE};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// CEL: exactly one source is given.
+const ONE_RULE: &str =
+    "[has(self.image), has(self.http), has(self.cloneRef)].filter(given, given).size() == 1";
+
+/// CEL: an address on the web without a user's name, password or fragment.
+const URL_RULE: &str = r#"self.matches('^https?://([A-Za-z0-9.-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?(/[!-"$-~]*)?$')"#;
+
+/// What a disk starts with: exactly one of these.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new(ONE_RULE).message("source must have exactly one of image, http and cloneRef"))]
+pub struct DiskSource {
+    /// A disk image in a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+    /// A disk image on the web, which the host downloads into the disk's pool and removes again when the disk is made of it. Both need room there meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpSource>,
+    /// Another disk, in the same namespace, whose content is copied while no machine uses it. A differencing disk is copied with what it has from its parents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_ref: Option<LocalReference>,
+}
+
+/// A disk image in a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct ImageSource {
+    /// Name of the pool, as in the Host's `spec.pools`.
+    #[schemars(length(min = 1, max = 63))]
+    pub pool: String,
+    /// Path within the pool.
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(PATH_RULE).message(PATH_MESSAGE))]
+    pub path: String,
+    /// Format of the image; never guessed. Default: Raw.
+    #[serde(default)]
+    pub format: ImageFormat,
+    /// SHA-256 of the image as 64 hexadecimal digits. An image with another sum is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(equal = 64), regex(pattern = "^[0-9a-fA-F]{64}$"))]
+    pub sha256: Option<String>,
+}
+
+/// A disk image on the web.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct HttpSource {
+    /// Its address, http or https, at most 2048 characters. The server must say how long the image is, may redirect 5 times, and has to be found at another address than the host's own and link-local ones. Put no secret into it: who may read this object can read it.
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = Rule::new(URL_RULE).message("url must begin with http:// or https:// and a host's name or address, without a user, a password or a fragment, in printable ASCII"))]
+    pub url: String,
+    /// SHA-256 of the image as 64 hexadecimal digits. An image with another sum is refused.
+    #[schemars(length(equal = 64), regex(pattern = "^[0-9a-fA-F]{64}$"))]
+    pub sha256: String,
+    /// Format of the image; never guessed. Default: Raw.
+    #[serde(default)]
+    pub format: ImageFormat,
+}
+
+/// Format of an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum ImageFormat {
+    /// The bytes of the disk, one after another.
+    #[default]
+    Raw,
+}

@@ -1,0 +1,196 @@
+//! Makes a disk of an image on the web: downloaded beside the disk, compared with its sum, and only then used.
+//!
+//! What an agent had downloaded when it ended is replaced by the next try, which begins anew: nobody knows what of it
+//! had reached the file system.
+
+use super::{
+    Job,
+    failure::{cancelled, from_create, from_import, io_error},
+    look::{describe, look},
+    make::{already_made, disk_type, is_mine, sha256, size},
+    pools::At,
+};
+use crate::{
+    download::{Answer, Web, shown},
+    instance::core::Failure,
+};
+use paddock_crds::virtual_hard_disk_task::TaskResult;
+use paddock_vhd::{
+    CreateError, DiskSize, DiskType, ImportError, ImportOptions, Scratch, import_raw,
+};
+use sha2::{Digest, Sha256};
+use std::{fs::File, io, ops::ControlFlow, os::unix::fs::FileExt, time::Duration};
+
+/// From one look at whether the task was deleted to the next.
+const LOOK_EACH: Duration = Duration::from_secs(1);
+
+pub(super) fn import(job: &Job<'_>, web: &Web) -> Result<TaskResult, Failure> {
+    let at = job.pools.at(&job.order.file)?;
+    let source = job
+        .order
+        .download
+        .as_ref()
+        .ok_or_else(|| io_error("the order names nothing to download".to_owned()))?;
+    let options = ImportOptions {
+        disk_type: disk_type(job)?,
+        size: size(job)?,
+        // Of the download it is compared while that comes.
+        sha256: None,
+        unique_id: Some(job.identity()),
+    };
+    let sum = sha256(&source.sha256)?;
+    // Asked before the download: afterwards it would be in vain.
+    if !matches!(at.find(), Ok(None)) {
+        return already_made(job, &at).map(|found| describe(&found));
+    }
+    let scratch = Scratch::beside(&at.pool, at.path).map_err(|e| at.named(from_create(&e)))?;
+    let room = Room {
+        at: &at,
+        options: &options,
+    };
+    download(job, web, &source.url, sum, scratch.file(), &room)?;
+    let imported = import_raw(
+        scratch.file(),
+        &at.pool,
+        at.path,
+        &options,
+        &mut |progress| {
+            // The second half.
+            let (done, total) = (progress.done, progress.total);
+            job.control.set_progress(total + done, 2 * total);
+            if job.control.is_cancelled() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        },
+    );
+    match imported {
+        Ok(_) => look(&at),
+        Err(ImportError::Create(CreateError::AlreadyExists { .. })) if is_mine(job, &at) => {
+            look(&at)
+        }
+        Err(error) => {
+            let failure = at.named(from_import(&error));
+            let message = format!("{}: {}", shown(&source.url), failure.message);
+            Err(Failure { message, ..failure })
+        }
+    }
+}
+
+/// The room for a download and the disk that is made of it.
+struct Room<'a> {
+    at: &'a At<'a>,
+    options: &'a ImportOptions,
+}
+
+impl Room<'_> {
+    /// Refuses an image of `len` bytes that cannot become the disk.
+    fn check(&self, url: &str, len: u64) -> Result<(), Failure> {
+        let most = self.options.size.unwrap_or(DiskSize::MAX).bytes();
+        if len > most {
+            return Err(Failure::new(
+                "SourceTooLarge",
+                format!(
+                    "{url}: the image has {len} bytes and the disk only {most}: choose a larger size"
+                ),
+            ));
+        }
+        let disk = match self.options.disk_type {
+            DiskType::Fixed => self.options.size.map_or(len, DiskSize::bytes),
+            _ => 0,
+        };
+        let space = self.at.pool.space();
+        let have = space
+            .map_err(|error| io_error(error.to_string()))?
+            .available;
+        let need = len.saturating_add(disk);
+        if need > have {
+            return Err(self.at.named(Failure::new(
+                "PoolFull",
+                format!(
+                    "{url}: the image has {len} bytes, and takes {need} together with the disk until that is made; the pool has {have} left: free some or choose another pool"
+                ),
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Downloads into `file`. Blocks.
+fn download(
+    job: &Job<'_>,
+    web: &Web,
+    url: &str,
+    sum: [u8; 32],
+    file: &File,
+    room: &Room<'_>,
+) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| io_error(format!("start a runtime: {error}")))?;
+    let result = runtime.block_on(async {
+        let answer = unless_cancelled(job, web.get(url)).await??;
+        room.check(shown(url), answer.len())?;
+        receive(job, answer, sum, file).await
+    });
+    // A question for a name that hangs holds up nothing.
+    runtime.shutdown_background();
+    result
+}
+
+/// Waits for `work`, or until the task is deleted.
+async fn unless_cancelled<T>(job: &Job<'_>, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(LOOK_EACH, &mut work).await {
+            _ if job.control.is_cancelled() => return Err(cancelled()),
+            Ok(done) => return Ok(done),
+            Err(_) => {}
+        }
+    }
+}
+
+async fn receive(
+    job: &Job<'_>,
+    mut answer: Answer,
+    sum: [u8; 32],
+    file: &File,
+) -> Result<(), Failure> {
+    let mut hash = Sha256::new();
+    let mut received = 0;
+    while let Some(piece) = unless_cancelled(job, answer.next()).await?? {
+        hash.update(&piece);
+        file.write_all_at(&piece, received)
+            .map_err(|error| from_write(answer.url(), &error))?;
+        received += piece.len() as u64;
+        // The first half.
+        job.control.set_progress(received, 2 * answer.len());
+    }
+    let found = <[u8; 32]>::from(hash.finalize());
+    if found == sum {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "ChecksumMismatch",
+        format!(
+            "{}: the SHA-256 of its {received} bytes is {}, expected {}; the image was changed, or the sum is of another one",
+            answer.url(),
+            hex(found),
+            hex(sum)
+        ),
+    ))
+}
+
+fn hex(sum: [u8; 32]) -> String {
+    sum.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_write(url: &str, error: &io::Error) -> Failure {
+    let reason = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "PoolFull",
+        _ => "IoError",
+    };
+    Failure::new(reason, format!("{url}: write the download: {error}"))
+}
