@@ -164,12 +164,15 @@ pub enum Access {
     ReadOnly,
 }
 
-/// When unused space in a disk's file is given back.
+/// When unused space in a disk's file is given back, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Compaction {
     /// WhenStopped: each time after machines have used it, once none that names it is to run. For Dynamic disks without children. Default: Never.
     #[serde(default)]
     pub policy: CompactionPolicy,
+    /// Enabled: the blocks of the new file lie in the order of the disk, so that reading the disk reads the file from front to back. Disabled: they keep the order in which they were written. Default: Enabled.
+    #[serde(default)]
+    pub defragment: Defragment,
     /// Enabled: space that the guest's file systems call free is given back too, where they can be read. Default: Disabled.
     #[serde(default)]
     pub precompact: Precompact,
@@ -183,6 +186,16 @@ pub enum CompactionPolicy {
     Never,
     /// After its machines have stopped.
     WhenStopped,
+}
+
+/// In what order a compaction writes the blocks of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Defragment {
+    /// In the order in which they follow on the disk.
+    #[default]
+    Enabled,
+    /// In the order that they have in the old file.
+    Disabled,
 }
 
 /// Whether a compaction looks for free space in the guest's file systems.

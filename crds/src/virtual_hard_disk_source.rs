@@ -68,4 +68,7 @@ pub enum ImageFormat {
     /// The bytes of the disk, one after another.
     #[default]
     Raw,
+    /// A virtual hard disk in the VHD format, of any type. The parents of a differencing one are looked for in the image's pool, where it says that they are and beside it; one on the web may have none. VHDX, qcow2 and VMDK are refused: convert them first.
+    #[serde(rename = "VHD")]
+    Vhd,
 }

@@ -3,7 +3,7 @@
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PoolFile},
-    virtual_hard_disk::{DiskType, HttpSource, ImageFormat, Precompact},
+    virtual_hard_disk::{Defragment, DiskType, HttpSource, ImageFormat, Precompact},
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -60,7 +60,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("self == oldSelf").message("a task cannot be changed; delete it and make another"))]
 #[x_kube(validation = Rule::new("(self.action == 'Resize') || !has(self.size) && !has(self.shrink)").message("size and shrink belong to the action Resize").field_path(".action"))]
 #[x_kube(validation = Rule::new("self.action != 'Resize' || has(self.size)").message("the action Resize needs a size").field_path(".size"))]
-#[x_kube(validation = Rule::new("self.action == 'Compact' || !has(self.precompact)").message("precompact belongs to the action Compact").field_path(".action"))]
+#[x_kube(validation = Rule::new("self.action == 'Compact' || !has(self.precompact) && !has(self.defragment)").message("precompact and defragment belong to the action Compact").field_path(".action"))]
 #[x_kube(validation = Rule::new("self.action == 'Export' || !has(self.target) && !has(self.format)").message("target and format belong to the action Export").field_path(".action"))]
 #[x_kube(validation = Rule::new("self.action != 'Export' || has(self.target)").message("the action Export needs a target").field_path(".target"))]
 pub struct VirtualHardDiskTaskSpec {
@@ -78,6 +78,9 @@ pub struct VirtualHardDiskTaskSpec {
     /// Compact: whether space that the guest's file systems call free is given back too. Default: Disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precompact: Option<Precompact>,
+    /// Compact: whether the blocks of the new file lie in the order of the disk, so that reading the disk reads the file from front to back, or keep the order that they have. Default: Enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defragment: Option<Defragment>,
     /// Export: the file to make, in a pool that holds Disks; one that is there is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<PoolFile>,
@@ -186,6 +189,9 @@ pub struct TaskOrder {
     /// Compact: whether free space of the guest's file systems is given back.
     #[serde(default)]
     pub precompact: Precompact,
+    /// Compact: in what order the blocks lie in `target`.
+    #[serde(default)]
+    pub defragment: Defragment,
     /// Export: the format of `target`.
     #[serde(default)]
     pub format: ExportFormat,

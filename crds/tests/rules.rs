@@ -320,7 +320,7 @@ fn a_task_has_what_its_action_needs_and_no_more() {
     let target = json!({"pool": "default", "path": "out.img"});
     for spec in [
         json!({"action": "Check"}),
-        json!({"action": "Compact", "precompact": "Enabled"}),
+        json!({"action": "Compact", "precompact": "Enabled", "defragment": "Disabled"}),
         json!({"action": "Resize", "size": "1Gi", "shrink": "IfEmpty"}),
         json!({"action": "Export", "target": target, "format": "DynamicVhd"}),
     ] {
@@ -338,7 +338,11 @@ fn a_task_has_what_its_action_needs_and_no_more() {
         ),
         (
             json!({"action": "Check", "precompact": "Enabled"}),
-            "belongs to the action Compact",
+            "belong to the action Compact",
+        ),
+        (
+            json!({"action": "Check", "defragment": "Enabled"}),
+            "belong to the action Compact",
         ),
         (json!({"action": "Export"}), "needs a target"),
         (

@@ -455,6 +455,7 @@ impl Draft<'_> {
             size: None,
             shrink: None,
             precompact: None,
+            defragment: None,
             target: None,
             format: None,
         }

@@ -69,6 +69,7 @@ fn asked(life: &mut Life, name: &str, action: TaskAction) -> ObjectKey {
             size: None,
             shrink: None,
             precompact: None,
+            defragment: None,
             target: None,
             format: None,
         },
@@ -477,6 +478,7 @@ fn life_task(action: TaskAction) -> VirtualHardDiskTaskSpec {
         size: None,
         shrink: None,
         precompact: None,
+        defragment: None,
         target: None,
         format: None,
     }

@@ -443,6 +443,7 @@ fn task_in(pool: &str, name: &str, epoch: i64) -> VirtualHardDiskTask {
             size: None,
             shrink: None,
             precompact: None,
+            defragment: None,
             target: None,
             format: None,
         },
@@ -469,6 +470,7 @@ fn task_in(pool: &str, name: &str, epoch: i64) -> VirtualHardDiskTask {
             undo: None,
             shrink: Shrink::default(),
             precompact: Precompact::default(),
+            defragment: Default::default(),
             format: ExportFormat::default(),
         }),
         ..VirtualHardDiskTaskStatus::default()

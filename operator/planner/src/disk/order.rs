@@ -39,6 +39,7 @@ impl Draft<'_> {
             undo: None,
             shrink: Shrink::default(),
             precompact: Default::default(),
+            defragment: Default::default(),
             format: ExportFormat::default(),
         }
     }
@@ -143,6 +144,7 @@ impl Draft<'_> {
                     _ => status.disk_type.or(Some(DiskType::Dynamic)),
                 };
                 order.precompact = spec.precompact.unwrap_or_default();
+                order.defragment = spec.defragment.unwrap_or_default();
             }
             TaskAction::Export => {
                 if let Some(target) = &spec.target {

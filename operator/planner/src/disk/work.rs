@@ -20,7 +20,7 @@ use paddock_crds::{
         condition::{HEALTHY, PROGRESSING, READY},
     },
     virtual_hard_disk::{
-        CompactionPolicy, DiskState, DiskType, FileMode, OwnerKind, Precompact, UndoState,
+        CompactionPolicy, Defragment, DiskState, DiskType, FileMode, OwnerKind, Precompact, UndoState,
     },
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
@@ -156,6 +156,7 @@ impl Draft<'_> {
             && !self.s.wanted;
         compacts.then(|| VirtualHardDiskTaskSpec {
             precompact: Some(spec.compaction.precompact).filter(|p| *p == Precompact::Enabled),
+            defragment: Some(spec.compaction.defragment).filter(|d| *d == Defragment::Disabled),
             ..self.task_spec(TaskAction::Compact)
         })
     }

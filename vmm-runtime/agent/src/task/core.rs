@@ -65,6 +65,7 @@ pub(super) fn test_order(
         undo: None,
         shrink: Shrink::default(),
         precompact: paddock_crds::virtual_hard_disk::Precompact::default(),
+        defragment: paddock_crds::virtual_hard_disk::Defragment::default(),
         format: ExportFormat::default(),
     }
 }
@@ -80,6 +81,7 @@ pub(super) fn test_task(
         size: None,
         shrink: None,
         precompact: None,
+        defragment: None,
         target: None,
         format: None,
     };

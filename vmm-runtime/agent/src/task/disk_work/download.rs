@@ -6,20 +6,24 @@
 use super::{
     Job,
     failure::{cancelled, from_create, from_import, io_error},
-    look::{describe, look},
-    make::{already_made, disk_type, is_mine, sha256, size},
+    image::{convert_from, fits, wrong_sum},
+    look::look,
+    make::{already_made, disk_type, grow, sha256, size},
     pools::At,
 };
 use crate::{
     download::{Answer, Web, shown},
     instance::core::Failure,
 };
-use paddock_crds::virtual_hard_disk_task::TaskResult;
+use paddock_crds::{virtual_hard_disk::ImageFormat, virtual_hard_disk_task::TaskResult};
 use paddock_vhd::{
-    CreateError, DiskSize, DiskType, ImportError, ImportOptions, Scratch, import_raw,
+    CreateError, DiskSize, DiskType, ImportError, ImportOptions, ParentSearch, Progress, Scratch,
+    import_raw,
 };
 use sha2::{Digest, Sha256};
-use std::{fs::File, io, ops::ControlFlow, os::unix::fs::FileExt, time::Duration};
+use std::{
+    fs::File, io, ops::ControlFlow, os::unix::fs::FileExt, path::Path, time::Duration,
+};
 
 /// From one look at whether the task was deleted to the next.
 const LOOK_EACH: Duration = Duration::from_secs(1);
@@ -41,39 +45,72 @@ pub(super) fn import(job: &Job<'_>, web: &Web) -> Result<TaskResult, Failure> {
     let sum = sha256(&source.sha256)?;
     // Asked before the download: afterwards it would be in vain.
     if !matches!(at.find(), Ok(None)) {
-        return already_made(job, &at).map(|found| describe(&found));
+        already_made(job, &at)?;
+        // One that was not grown yet.
+        grow(job, &at)?;
+        return look(&at);
     }
     let scratch = Scratch::beside(&at.pool, at.path).map_err(|e| at.named(from_create(&e)))?;
     let room = Room {
         at: &at,
         options: &options,
+        format: source.format,
     };
     download(job, web, &source.url, sum, scratch.file(), &room)?;
-    let imported = import_raw(
-        scratch.file(),
-        &at.pool,
-        at.path,
-        &options,
-        &mut |progress| {
-            // The second half.
-            let (done, total) = (progress.done, progress.total);
-            job.control.set_progress(total + done, 2 * total);
-            if job.control.is_cancelled() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        },
-    );
-    match imported {
-        Ok(_) => look(&at),
-        Err(ImportError::Create(CreateError::AlreadyExists { .. })) if is_mine(job, &at) => {
-            look(&at)
+    let made = match source.format {
+        ImageFormat::Raw => from_raw(job, &at, scratch.file(), &options),
+        ImageFormat::Vhd => from_vhd(job, &at, scratch.path()),
+    };
+    made.map_err(|failure| Failure {
+        message: format!("{}: {}", shown(&source.url), failure.message),
+        ..failure
+    })?;
+    look(&at)
+}
+
+fn from_raw(
+    job: &Job<'_>,
+    at: &At<'_>,
+    image: &File,
+    options: &ImportOptions,
+) -> Result<(), Failure> {
+    match import_raw(image, &at.pool, at.path, options, &mut second_half(job)) {
+        Ok(_) => Ok(()),
+        Err(ImportError::Create(CreateError::AlreadyExists { .. })) => {
+            already_made(job, at).map(drop)
         }
-        Err(error) => {
-            let failure = at.named(from_import(&error));
-            let message = format!("{}: {}", shown(&source.url), failure.message);
-            Err(Failure { message, ..failure })
+        Err(error) => Err(at.named(from_import(&error))),
+    }
+}
+
+fn from_vhd(job: &Job<'_>, at: &At<'_>, image: &Path) -> Result<(), Failure> {
+    let from = At {
+        pool: at.pool.clone(),
+        name: at.name,
+        path: image,
+    };
+    let found = from.find()?.ok_or_else(|| io_error("the download is gone".to_owned()))?;
+    if found.disk_type == DiskType::Differencing {
+        // Its parent would be looked for in the pool, among disks of others.
+        return Err(Failure::new(
+            "UnsupportedFormat",
+            "a differencing disk, whose parent is not on the web: merge it first, or put both into a pool and use source.image",
+        ));
+    }
+    fits(job, &from, &found)?;
+    convert_from(job, &from, at, ParentSearch::new(), &mut second_half(job))?;
+    grow(job, at)
+}
+
+/// Takes in how far the making of the disk is: the second half, after the download.
+fn second_half(job: &Job<'_>) -> impl FnMut(Progress) -> ControlFlow<()> + '_ {
+    |progress| {
+        let (done, total) = (progress.done, progress.total);
+        job.control.set_progress(total + done, 2 * total);
+        if job.control.is_cancelled() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
         }
     }
 }
@@ -82,12 +119,17 @@ pub(super) fn import(job: &Job<'_>, web: &Web) -> Result<TaskResult, Failure> {
 struct Room<'a> {
     at: &'a At<'a>,
     options: &'a ImportOptions,
+    format: ImageFormat,
 }
 
 impl Room<'_> {
     /// Refuses an image of `len` bytes that cannot become the disk.
     fn check(&self, url: &str, len: u64) -> Result<(), Failure> {
-        let most = self.options.size.unwrap_or(DiskSize::MAX).bytes();
+        let most = match self.format {
+            ImageFormat::Raw => self.options.size.unwrap_or(DiskSize::MAX).bytes(),
+            // How large its disk is is known when it is there.
+            ImageFormat::Vhd => u64::MAX,
+        };
         if len > most {
             return Err(Failure::new(
                 "SourceTooLarge",
@@ -172,19 +214,7 @@ async fn receive(
     if found == sum {
         return Ok(());
     }
-    Err(Failure::new(
-        "ChecksumMismatch",
-        format!(
-            "{}: the SHA-256 of its {received} bytes is {}, expected {}; the image was changed, or the sum is of another one",
-            answer.url(),
-            hex(found),
-            hex(sum)
-        ),
-    ))
-}
-
-fn hex(sum: [u8; 32]) -> String {
-    sum.iter().map(|byte| format!("{byte:02x}")).collect()
+    Err(wrong_sum(answer.url(), found, sum))
 }
 
 fn from_write(url: &str, error: &io::Error) -> Failure {

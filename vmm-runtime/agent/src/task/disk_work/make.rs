@@ -122,8 +122,8 @@ pub(super) fn clone(job: &Job<'_>) -> Result<TaskResult, Failure> {
     look(&at)
 }
 
-/// A clone may be larger than what it was made of.
-fn grow(job: &Job<'_>, at: &At<'_>) -> Result<(), Failure> {
+/// A disk may be larger than what it was made of.
+pub(super) fn grow(job: &Job<'_>, at: &At<'_>) -> Result<(), Failure> {
     let (Some(size), Some(found)) = (size(job)?, at.find()?) else {
         return Ok(());
     };

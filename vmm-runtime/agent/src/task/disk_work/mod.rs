@@ -9,6 +9,7 @@
 mod change;
 mod download;
 mod failure;
+mod image;
 mod look;
 mod make;
 mod pools;
@@ -142,6 +143,7 @@ fn perform(
     match task.spec.action {
         TaskAction::Create => make::create(&job),
         TaskAction::Import if order.download.is_some() => download::import(&job, &Web::system()),
+        TaskAction::Import if image::is_vhd(order) => image::import(&job),
         TaskAction::Import => make::import(&job),
         TaskAction::Clone => make::clone(&job),
         TaskAction::Adopt => look::adopt(&job),

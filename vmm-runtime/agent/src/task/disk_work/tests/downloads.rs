@@ -91,7 +91,7 @@ fn what_is_not_the_image_leaves_nothing() {
         (
             "ChecksumMismatch",
             format!(
-                "http://{server}/i.img: the SHA-256 of its 1048576 bytes is {SUM}, expected {wrong}; the image was changed, or the sum is of another one"
+                "http://{server}/i.img: its SHA-256 is {SUM}, expected {wrong}; the image was changed, or the sum is of another one"
             )
         )
     );
@@ -126,6 +126,42 @@ fn what_is_not_the_image_leaves_nothing() {
         )
     );
     assert_eq!(files(&world), [""; 0]);
+}
+
+#[test]
+fn a_vhd_is_downloaded_without_what_others_have() {
+    let world = World::new();
+    world.disk("base.vhd", 3);
+    world.child("child.vhd", "base.vhd");
+    let [base, child] = ["base.vhd", "child.vhd"].map(|name| fs::read(world.file(name)).unwrap());
+    let sum = |bytes: &[u8]| -> String {
+        let sum = <sha2::Sha256 as sha2::Digest>::digest(bytes);
+        sum.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let sums = [sum(&base), sum(&child)];
+    let server = serve(move |path| {
+        Reply::Says(ok(match path {
+            "/base.vhd" => &base,
+            _ => &child,
+        }))
+    });
+    let of = |path: &str, sum: &str, size: i64| {
+        let mut order = order_of(&format!("http://{server}{path}"), sum);
+        order.download.as_mut().unwrap().format = ImageFormat::Vhd;
+        order.size_bytes = Some(size);
+        order
+    };
+    let control = Control::default();
+    let failure = import(&world, &of("/child.vhd", &sums[1], SIZE), &control).unwrap_err();
+    assert_eq!(failure.reason, "UnsupportedFormat");
+    assert_eq!(files(&world), [""; 0]);
+    let failure = import(&world, &of("/base.vhd", &sums[0], SIZE - 512), &control).unwrap_err();
+    assert_eq!(failure.reason, "SourceTooLarge");
+    let larger = of("/base.vhd", &sums[0], 2 * SIZE);
+    let made = import(&world, &larger, &control).unwrap();
+    assert_eq!(made.size_bytes, Some(2 * SIZE));
+    assert_eq!(files(&world), ["d.vhd"]);
+    assert_eq!(world.first("sub/d.vhd"), 3);
 }
 
 #[test]

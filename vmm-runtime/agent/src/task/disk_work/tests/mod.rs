@@ -3,6 +3,7 @@
 mod changes;
 mod downloads;
 mod every;
+mod images;
 mod making;
 mod targets;
 
