@@ -1,6 +1,8 @@
 //! VirtualHardDisk: a VHD file in a pool.
 
-pub use crate::virtual_hard_disk_source::{DiskSource, HttpSource, ImageFormat, ImageSource};
+pub use crate::virtual_hard_disk_source::{
+    DiskSource, HttpSource, ImageFormat, ImageSource, LinkedDisk,
+};
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PATH_MESSAGE, PATH_RULE},
@@ -23,7 +25,7 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     cel,
     doc = "A virtual hard disk, kept as a file in the VHD format. It outlives the machines that use it.",
-    validation = Rule::new("has(self.spec.size) || has(self.spec.source) || has(self.spec.parentRef) || (has(self.spec.file) && has(self.spec.file.mode) && self.spec.file.mode == 'Adopt') || (has(self.status) && has(self.status.sizeBytes))").message("size is required unless there is a source or a parent, file.mode is Adopt, or the disk is made").field_path(".spec.size"),
+    validation = Rule::new("has(self.spec.size) || has(self.spec.source) || has(self.spec.parentRef) || has(self.spec.linked) || (has(self.spec.file) && has(self.spec.file.mode) && self.spec.file.mode == 'Adopt') || (has(self.status) && has(self.status.sizeBytes))").message("size is required unless there is a source or a parent, file.mode is Adopt, or the disk is made").field_path(".spec.size"),
     validation = Rule::new("!has(self.spec.size) || !has(oldSelf.spec.size) || quantity(string(self.spec.size)).compareTo(quantity(string(oldSelf.spec.size))) >= 0 || (has(self.status) && has(self.status.sizeBytes) && quantity(string(self.spec.size)).asInteger() >= self.status.sizeBytes)").message("size can be raised, but not lowered below what the disk has (status.size): shrink it with a VirtualHardDiskTask Resize").field_path(".spec.size"),
     printcolumn(
         name = "State",
@@ -116,6 +118,10 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("(self.type == 'Differencing') == has(self.parentRef)").message("parentRef is required with type Differencing, and belongs to no other").field_path(".parentRef"))]
+#[x_kube(validation = Rule::new("(self.type == 'Linked') == has(self.linked)").message("linked is required with type Linked, and belongs to no other").field_path(".linked"))]
+#[x_kube(validation = Rule::new("self.type != 'Linked' || !has(self.size) && !has(self.source)").message("a linked disk has the size and the content of its physical disk: remove size and source").field_path(".linked"))]
+#[x_kube(validation = Rule::new("self.type != 'Linked' || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("a linked disk is made, not adopted: remove file.mode").field_path(".file.mode"))]
+#[x_kube(validation = Rule::new("self.type == oldSelf.type || self.type != 'Linked' && oldSelf.type != 'Linked'").message("a linked disk cannot become another, nor another a linked one: make a disk of it with source.linkedRef").field_path(".type"))]
 #[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.size)").message("a differencing disk has the size of its parent: remove size").field_path(".size"))]
 #[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.source)").message("a differencing disk starts with what its parent holds: remove source").field_path(".source"))]
 #[x_kube(validation = Rule::new("self.type != 'Differencing' || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("a differencing disk is made, not adopted: remove file.mode").field_path(".file.mode"))]
@@ -125,7 +131,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("!has(self.source) || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("file.mode Adopt takes the file as it is: remove source").field_path(".source"))]
 #[x_kube(validation = Rule::new("!has(self.file) || !has(self.file.mode) || self.file.mode == 'Create' || has(self.file.path)").message("file.path is required with file.mode Adopt").field_path(".file.path"))]
 pub struct VirtualHardDiskSpec {
-    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes; Differencing holds what differs from its parent. A change between Fixed and Dynamic converts the disk, and one from Differencing to either (with parentRef removed and size given) makes a disk of its own of it; both while no machine uses it. Default: Dynamic.
+    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes; Differencing holds what differs from its parent. A change between Fixed and Dynamic converts the disk, and one from Differencing to either (with parentRef removed and size given) makes a disk of its own of it; both while no machine uses it. Linked is a small file that stands for a physical disk of a host: other disks are made of it by source.linkedRef, and no machine may use it. Default: Dynamic.
     #[serde(default, rename = "type")]
     pub disk_type: DiskType,
     /// Size as the guest sees it, in bytes as a quantity: 3Mi to 2040Gi, a multiple of 512. Omitted: the size of the source, of the parent, or what the disk has. Raised: the disk grows while no machine uses it.
@@ -135,6 +141,10 @@ pub struct VirtualHardDiskSpec {
     /// Differencing: the disk that it differs from, in the same namespace. Machines cannot use that one, and it is not changed, while it has children.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_ref: Option<LocalReference>,
+    /// Linked: the physical disk. It is only read, and only while a disk is made of it. Whoever makes this object must be allowed to update that Host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("linked cannot be changed once the disk is made"))]
+    pub linked: Option<LinkedDisk>,
     /// Where the file lies. Default: a new file in the pool `default`.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self.pool == oldSelf.pool && has(self.path) == has(oldSelf.path) && (!has(self.path) || self.path == oldSelf.path) && self.mode == oldSelf.mode").message("file cannot be changed once the disk is made"))]
@@ -218,6 +228,8 @@ pub enum DiskType {
     Dynamic,
     /// Holds what differs from its parent.
     Differencing,
+    /// Stands for a physical disk.
+    Linked,
 }
 
 /// Where a disk's file lies.
@@ -341,6 +353,10 @@ pub struct VirtualHardDiskStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 36))]
     pub uuid: Option<String>,
+    /// Serial number of a linked disk's physical disk; empty if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub serial: Option<String>,
     /// Size as the guest sees it, as a quantity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]

@@ -6,8 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// CEL: exactly one source is given.
-const ONE_RULE: &str =
-    "[has(self.image), has(self.http), has(self.cloneRef)].filter(given, given).size() == 1";
+const ONE_RULE: &str = "[has(self.image), has(self.http), has(self.cloneRef), has(self.linkedRef)].filter(given, given).size() == 1";
 
 /// CEL: an address on the web without a user's name, password or fragment.
 const URL_RULE: &str = r#"self.matches('^https?://([A-Za-z0-9.-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?(/[!-"$-~]*)?$')"#;
@@ -15,7 +14,7 @@ const URL_RULE: &str = r#"self.matches('^https?://([A-Za-z0-9.-]+|\\[[0-9A-Fa-f:
 /// What a disk starts with: exactly one of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new(ONE_RULE).message("source must have exactly one of image, http and cloneRef"))]
+#[x_kube(validation = Rule::new(ONE_RULE).message("source must have exactly one of image, http, cloneRef and linkedRef"))]
 pub struct DiskSource {
     /// A disk image in a pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,6 +25,25 @@ pub struct DiskSource {
     /// Another disk, in the same namespace, whose content is copied while no machine uses it. A differencing disk is copied with what it has from its parents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clone_ref: Option<LocalReference>,
+    /// A linked disk, in the same namespace, whose physical disk is copied on its host. Nothing else may use that disk meanwhile. A dynamic disk needs room for all of it, since what of it is zero is not known before it is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linked_ref: Option<LocalReference>,
+}
+
+/// The physical disk that a linked disk stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct LinkedDisk {
+    /// Name of the Host that has it. The linked disk is made there and stays there, even in a shared pool.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+    /// Its path on that host, in /dev/disk/by-id, whose names stay. A whole disk, not a partition or a volume, which the host does not use.
+    #[schemars(length(min = 1, max = 255))]
+    #[x_kube(validation = Rule::new("self.matches('^/dev/disk/by-id/[!-.0-~]+$') && !self.matches('/[.]{1,2}$')").message("device must be /dev/disk/by-id/ and a name, in printable ASCII: other names of disks change"))]
+    pub device: String,
+    /// Its serial number, as the system tells it. Another one is refused. Omitted: what the disk says when it is linked; it is told in status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub serial: Option<String>,
 }
 
 /// A disk image in a pool.

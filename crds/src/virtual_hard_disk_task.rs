@@ -3,7 +3,7 @@
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PoolFile},
-    virtual_hard_disk::{Defragment, DiskType, HttpSource, ImageFormat, Precompact},
+    virtual_hard_disk::{Defragment, DiskType, HttpSource, ImageFormat, LinkedDisk, Precompact},
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -176,6 +176,12 @@ pub struct TaskOrder {
     /// Import: the image on the web that the content comes from, in place of `source`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub download: Option<HttpSource>,
+    /// Import: the linked disk whose physical disk is copied, in place of `source`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linked: Option<PoolFile>,
+    /// Create: the physical disk that the new linked disk stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<LinkedDisk>,
     /// Clone: the disk to copy and its parents, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -293,6 +299,10 @@ pub struct TaskResult {
     /// Create, Import, Clone, Adopt, Convert, Compact: the type of the disk that was made or found.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "type")]
     pub disk_type: Option<DiskType>,
+    /// Create: serial number of the physical disk that the linked disk stands for; empty if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub serial: Option<String>,
     /// Check: what is wrong, in words; empty when nothing is. At most 16, the gravest first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(max = 256)))]

@@ -18,8 +18,8 @@ mod order;
 mod removal;
 mod work;
 
-pub(crate) use family::listed;
-pub use family::{Family, parent_name};
+pub use family::{Family, parent_name, source_name};
+pub(crate) use family::{is_linked, listed};
 pub(crate) use order::next_path;
 
 use crate::{

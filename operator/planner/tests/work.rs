@@ -17,8 +17,8 @@ use paddock_crds::{
     },
     reference::{LocalReference, condition},
     virtual_hard_disk::{
-        Access, BoundFile, CompactionPolicy, DiskState, DiskType, ReclaimPolicy, UndoDisk,
-        UndoState,
+        Access, BoundFile, CompactionPolicy, Defragment, DiskState, DiskType, ReclaimPolicy,
+        UndoDisk, UndoState,
     },
     virtual_hard_disk_task::{Shrink, TaskAction, TaskResult, TaskState},
 };
@@ -640,6 +640,7 @@ fn an_undo_disk_is_settled_before_anything_else() {
 fn a_disk_is_compacted_once_after_its_machines_have_stopped() {
     let mut life = Life::new(dynamic("d"));
     life.disk.spec.compaction.policy = CompactionPolicy::WhenStopped;
+    life.disk.spec.compaction.defragment = Defragment::Disabled;
     life.settle();
     assert!(life.tasks.is_empty(), "nobody has used it");
     life.disk.status.as_mut().unwrap().used_epoch = Some(1);
@@ -649,6 +650,8 @@ fn a_disk_is_compacted_once_after_its_machines_have_stopped() {
     life.wanted = false;
     life.settle();
     assert_eq!(life.task().spec.action, TaskAction::Compact);
+    assert_eq!(life.task().spec.defragment, Some(Defragment::Disabled));
+    assert_eq!(life.order().defragment, Defragment::Disabled);
     let task = ObjectKey::of(&life.task().metadata);
     end(
         &mut life,

@@ -466,6 +466,8 @@ fn task_in(pool: &str, name: &str, epoch: i64) -> VirtualHardDiskTask {
             size_bytes: None,
             source: None,
             download: None,
+            linked: None,
+            device: None,
             clone: vec![],
             undo: None,
             shrink: Shrink::default(),

@@ -35,6 +35,8 @@ impl Draft<'_> {
             size_bytes: None,
             source: None,
             download: None,
+            linked: None,
+            device: None,
             clone: Vec::new(),
             undo: None,
             shrink: Shrink::default(),
@@ -101,7 +103,15 @@ impl Draft<'_> {
             }
         }
         order.parents = parent.map(|p| p.files).unwrap_or_default();
-        order.clone = source.map(|s| s.files).unwrap_or_default();
+        let files = source.map(|s| s.files).unwrap_or_default();
+        match action {
+            TaskAction::Import => order.linked = files.into_iter().next(),
+            _ => order.clone = files,
+        }
+        if let Some(device) = &spec.linked {
+            reach.near = Some(device.host.clone());
+            order.device = Some(device.clone());
+        }
         Ok((order, reach))
     }
 

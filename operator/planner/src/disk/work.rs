@@ -20,7 +20,8 @@ use paddock_crds::{
         condition::{HEALTHY, PROGRESSING, READY},
     },
     virtual_hard_disk::{
-        CompactionPolicy, Defragment, DiskState, DiskType, FileMode, OwnerKind, Precompact, UndoState,
+        CompactionPolicy, Defragment, DiskState, DiskType, FileMode, OwnerKind, Precompact,
+        UndoState,
     },
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };

@@ -19,9 +19,9 @@ use hyper::{
     body::{Body, Bytes, Incoming},
     header,
 };
+use rustls::RootCertStore;
 use std::{net::IpAddr, time::Duration};
 use tokio::time::timeout;
-use tokio_rustls::rustls::RootCertStore;
 
 /// The most redirects that are followed.
 const MOST_REDIRECTS: usize = 5;

@@ -61,6 +61,8 @@ pub(super) fn test_order(
         size_bytes: None,
         source: None,
         download: None,
+        linked: None,
+        device: None,
         clone: vec![],
         undo: None,
         shrink: Shrink::default(),

@@ -62,6 +62,7 @@ fn pools(order: &TaskOrder) -> String {
         Some(&order.file),
         order.target.as_ref(),
         order.undo.as_ref(),
+        order.linked.as_ref(),
     ];
     let files = files
         .into_iter()

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     download::{Answer, Web, shown},
     instance::core::Failure,
+    task::runner::Control,
 };
 use paddock_crds::{virtual_hard_disk::ImageFormat, virtual_hard_disk_task::TaskResult};
 use paddock_vhd::{
@@ -21,9 +22,7 @@ use paddock_vhd::{
     import_raw,
 };
 use sha2::{Digest, Sha256};
-use std::{
-    fs::File, io, ops::ControlFlow, os::unix::fs::FileExt, path::Path, time::Duration,
-};
+use std::{fs::File, io, ops::ControlFlow, os::unix::fs::FileExt, path::Path, time::Duration};
 
 /// From one look at whether the task was deleted to the next.
 const LOOK_EACH: Duration = Duration::from_secs(1);
@@ -74,7 +73,13 @@ fn from_raw(
     image: &File,
     options: &ImportOptions,
 ) -> Result<(), Failure> {
-    match import_raw(image, &at.pool, at.path, options, &mut second_half(job)) {
+    match import_raw(
+        image,
+        &at.pool,
+        at.path,
+        options,
+        &mut second_half(job.control),
+    ) {
         Ok(_) => Ok(()),
         Err(ImportError::Create(CreateError::AlreadyExists { .. })) => {
             already_made(job, at).map(drop)
@@ -89,7 +94,9 @@ fn from_vhd(job: &Job<'_>, at: &At<'_>, image: &Path) -> Result<(), Failure> {
         name: at.name,
         path: image,
     };
-    let found = from.find()?.ok_or_else(|| io_error("the download is gone".to_owned()))?;
+    let found = from
+        .find()?
+        .ok_or_else(|| io_error("the download is gone".to_owned()))?;
     if found.disk_type == DiskType::Differencing {
         // Its parent would be looked for in the pool, among disks of others.
         return Err(Failure::new(
@@ -98,16 +105,22 @@ fn from_vhd(job: &Job<'_>, at: &At<'_>, image: &Path) -> Result<(), Failure> {
         ));
     }
     fits(job, &from, &found)?;
-    convert_from(job, &from, at, ParentSearch::new(), &mut second_half(job))?;
+    convert_from(
+        job,
+        &from,
+        at,
+        ParentSearch::new(),
+        &mut second_half(job.control),
+    )?;
     grow(job, at)
 }
 
 /// Takes in how far the making of the disk is: the second half, after the download.
-fn second_half(job: &Job<'_>) -> impl FnMut(Progress) -> ControlFlow<()> + '_ {
+fn second_half(control: &Control) -> impl FnMut(Progress) -> ControlFlow<()> + '_ {
     |progress| {
         let (done, total) = (progress.done, progress.total);
-        job.control.set_progress(total + done, 2 * total);
-        if job.control.is_cancelled() {
+        control.set_progress(total + done, 2 * total);
+        if control.is_cancelled() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())

@@ -46,9 +46,11 @@ pub(super) fn import(job: &Job<'_>) -> Result<TaskResult, Failure> {
         if let Some(sum) = &source.sha256 {
             compare(job, &from, &mut file, sha256(sum)?)?;
         }
-        let found = from.find()?.ok_or_else(|| from.named(vanished(&image.path)))?;
+        let found = from
+            .find()?
+            .ok_or_else(|| from.named(vanished(&image.path)))?;
         fits(job, &from, &found)?;
-        let search = job.pools.search(&[image.clone()])?;
+        let search = job.pools.search(std::slice::from_ref(&image))?;
         convert_from(job, &from, &at, search, &mut job.progress())?;
     }
     grow(job, &at)?;

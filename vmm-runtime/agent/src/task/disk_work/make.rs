@@ -167,6 +167,9 @@ pub(super) fn disk_type(job: &Job<'_>) -> Result<DiskType, Failure> {
     match job.order.disk_type.unwrap_or_default() {
         virtual_hard_disk::DiskType::Fixed => Ok(DiskType::Fixed),
         virtual_hard_disk::DiskType::Dynamic => Ok(DiskType::Dynamic),
+        virtual_hard_disk::DiskType::Linked => Err(refused(
+            "a linked disk is made of a physical disk alone: the order names none".to_owned(),
+        )),
         virtual_hard_disk::DiskType::Differencing => Err(refused(
             "a differencing disk is made on a parent alone: the order names none".to_owned(),
         )),

@@ -10,6 +10,7 @@ mod change;
 mod download;
 mod failure;
 mod image;
+mod linked;
 mod look;
 mod make;
 mod pools;
@@ -141,8 +142,10 @@ fn perform(
         begun: status.is_some_and(|status| status.state == TaskState::Running),
     };
     match task.spec.action {
+        TaskAction::Create if order.device.is_some() => linked::link_device(&job),
         TaskAction::Create => make::create(&job),
         TaskAction::Import if order.download.is_some() => download::import(&job, &Web::system()),
+        TaskAction::Import if order.linked.is_some() => linked::import(&job),
         TaskAction::Import if image::is_vhd(order) => image::import(&job),
         TaskAction::Import => make::import(&job),
         TaskAction::Clone => make::clone(&job),

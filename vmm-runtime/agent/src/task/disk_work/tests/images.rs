@@ -2,7 +2,12 @@
 
 use super::*;
 
-fn import(path: &str, image: &str, sha256: Option<String>, size: Option<i64>) -> VirtualHardDiskTask {
+fn import(
+    path: &str,
+    image: &str,
+    sha256: Option<String>,
+    size: Option<i64>,
+) -> VirtualHardDiskTask {
     task(TaskAction::Import, path, |order| {
         order.disk_uid = path.into();
         order.size_bytes = size;
@@ -79,10 +84,16 @@ fn another_format_and_another_sum_are_named() {
         assert_eq!(failure.reason, "UnsupportedFormat");
         assert!(failure.message.contains(name), "{}", failure.message);
     }
-    let (wrong, image) = ("0".repeat(64), fs::read(world.image("old/base.vhd")).unwrap());
+    let (wrong, image) = (
+        "0".repeat(64),
+        fs::read(world.image("old/base.vhd")).unwrap(),
+    );
     let sum = <sha2::Sha256 as sha2::Digest>::digest(&image);
     let sum: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
-    let failure = refused(&world, &import("a.vhd", "old/base.vhd", Some(wrong.clone()), None));
+    let failure = refused(
+        &world,
+        &import("a.vhd", "old/base.vhd", Some(wrong.clone()), None),
+    );
     assert_eq!(
         (failure.reason, failure.message),
         (
@@ -93,5 +104,7 @@ fn another_format_and_another_sum_are_named() {
         )
     );
     assert_eq!(world.files(), [""; 0]);
-    world.run(&import("a.vhd", "old/base.vhd", Some(sum), None)).unwrap();
+    world
+        .run(&import("a.vhd", "old/base.vhd", Some(sum), None))
+        .unwrap();
 }

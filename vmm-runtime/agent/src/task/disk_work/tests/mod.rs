@@ -13,7 +13,7 @@ use paddock_crds::{
     VirtualHardDiskTaskStatus,
     host::{Pool as HostPool, PoolScope},
     reference::PoolFile,
-    virtual_hard_disk::{DiskType, ImageFormat, Precompact},
+    virtual_hard_disk::{Defragment, DiskType, ImageFormat, Precompact},
     virtual_hard_disk_task::{ExportFormat, Shrink, SourceFile, TaskSource},
 };
 use paddock_vhd::{Access, BlockDevice, ChildOptions, Gate, ParentSearch, Pool, Vhd, inspect};
