@@ -92,9 +92,9 @@ pub struct VirtualHardDiskTaskSpec {
 /// What a task does. Create, Import, Clone, Adopt, Convert and Delete are made by the operator alone, from the disk's spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum TaskAction {
-    /// Make an empty disk, or a differencing disk on its parent; an existing file is refused.
+    /// Make an empty disk, a differencing disk on its parent, or the descriptor of a physical disk; an existing file is refused.
     Create,
-    /// Make a disk from an image; an existing file is refused.
+    /// Make a disk from an image in a pool or on the web, or from a physical disk; an existing file is refused.
     Import,
     /// Make a disk from the content of another; an existing file is refused.
     Clone,
