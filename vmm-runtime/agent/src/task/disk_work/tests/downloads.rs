@@ -167,11 +167,19 @@ fn a_vhd_is_downloaded_without_what_others_have() {
 #[test]
 fn a_download_ends_when_its_task_is_deleted() {
     let world = World::new();
-    let server = serve(|_| Reply::Stalls(head(1 << 20)));
+    let (asked, heard) = std::sync::mpsc::channel();
+    let server = serve(move |_| {
+        asked.send(()).unwrap();
+        Reply::Stalls([head(1 << 20), vec![7; 1000]].concat())
+    });
     let order = order_of(&format!("http://{server}/i.img"), SUM);
     let control = Control::default();
-    control.cancel();
-    let failure = import(&world, &order, &control).unwrap_err();
+    let failure = std::thread::scope(|scope| {
+        let work = scope.spawn(|| import(&world, &order, &control).unwrap_err());
+        heard.recv().unwrap();
+        control.cancel();
+        work.join().unwrap()
+    });
     assert_eq!(failure.reason, CANCELLED);
     assert_eq!(files(&world), [""; 0]);
 }
