@@ -16,6 +16,7 @@ pub mod network;
 pub mod quantity;
 pub mod reference;
 pub mod virtual_hard_disk;
+pub mod virtual_hard_disk_source;
 pub mod virtual_hard_disk_task;
 pub mod virtual_machine;
 pub mod virtual_machine_instance;

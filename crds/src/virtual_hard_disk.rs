@@ -1,5 +1,8 @@
 //! VirtualHardDisk: a VHD file in a pool.
 
+pub use crate::virtual_hard_disk_source::{
+    DiskSource, HttpSource, ImageFormat, ImageSource, LinkedDisk,
+};
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PATH_MESSAGE, PATH_RULE},
@@ -23,7 +26,7 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     cel,
     doc = "A virtual hard disk, kept as a file in the VHD format. It outlives the machines that use it.",
-    validation = Rule::new("has(self.spec.size) || has(self.spec.source) || has(self.spec.parentRef) || (has(self.spec.file) && has(self.spec.file.mode) && self.spec.file.mode == 'Adopt') || (has(self.status) && has(self.status.sizeBytes))").message("size is required unless there is a source or a parent, file.mode is Adopt, or the disk is made").field_path(".spec.size"),
+    validation = Rule::new("has(self.spec.size) || has(self.spec.source) || has(self.spec.parentRef) || has(self.spec.linked) || (has(self.spec.file) && has(self.spec.file.mode) && self.spec.file.mode == 'Adopt') || (has(self.status) && has(self.status.sizeBytes))").message("size is required unless there is a source or a parent, file.mode is Adopt, or the disk is made").field_path(".spec.size"),
     validation = Rule::new("!has(self.spec.size) || !has(oldSelf.spec.size) || quantity(string(self.spec.size)).compareTo(quantity(string(oldSelf.spec.size))) >= 0 || (has(self.status) && has(self.status.sizeBytes) && quantity(string(self.spec.size)).asInteger() >= self.status.sizeBytes)").message("size can be raised, but not lowered below what the disk has (status.size): shrink it with a VirtualHardDiskTask Resize").field_path(".spec.size"),
     printcolumn(
         name = "State",
@@ -116,6 +119,10 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("(has(self.type) && self.type == 'Differencing') == has(self.parentRef)").message("parentRef is required with type Differencing, and belongs to no other").field_path(".parentRef"))]
+#[x_kube(validation = Rule::new("(has(self.type) && self.type == 'Linked') == has(self.linked)").message("linked is required with type Linked, and belongs to no other").field_path(".linked"))]
+#[x_kube(validation = Rule::new("!has(self.linked) || !has(self.size) && !has(self.source)").message("a linked disk has the size and the content of its physical disk: remove size and source").field_path(".linked"))]
+#[x_kube(validation = Rule::new("!has(self.linked) || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("a linked disk is made, not adopted: remove file.mode").field_path(".file.mode"))]
+#[x_kube(validation = Rule::new("(has(self.type) && self.type == 'Linked') == (has(oldSelf.type) && oldSelf.type == 'Linked')").message("a linked disk cannot become another, nor another a linked one: make a disk of it with source.linkedRef").field_path(".type"))]
 #[x_kube(validation = Rule::new("!has(self.type) || self.type != 'Differencing' || !has(self.size)").message("a differencing disk has the size of its parent: remove size").field_path(".size"))]
 #[x_kube(validation = Rule::new("!has(self.type) || self.type != 'Differencing' || !has(self.source)").message("a differencing disk starts with what its parent holds: remove source").field_path(".source"))]
 #[x_kube(validation = Rule::new("!has(self.type) || self.type != 'Differencing' || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("a differencing disk is made, not adopted: remove file.mode").field_path(".file.mode"))]
@@ -125,7 +132,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("!has(self.source) || !has(self.file) || !has(self.file.mode) || self.file.mode == 'Create'").message("file.mode Adopt takes the file as it is: remove source").field_path(".source"))]
 #[x_kube(validation = Rule::new("!has(self.file) || !has(self.file.mode) || self.file.mode == 'Create' || has(self.file.path)").message("file.path is required with file.mode Adopt").field_path(".file.path"))]
 pub struct VirtualHardDiskSpec {
-    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes; Differencing holds what differs from its parent. A disk of another type is converted, while no machine uses it: between Fixed and Dynamic, and from Differencing to either (with parentRef removed) to a disk of its own. Default: Dynamic; with file.mode Adopt the type that the file has.
+    /// Fixed takes its whole size at once; Dynamic grows in 2 MiB blocks as the guest writes; Differencing holds what differs from its parent. A disk of another type is converted, while no machine uses it: between Fixed and Dynamic, and from Differencing to either (with parentRef removed) to a disk of its own. Linked is a small file that stands for a physical disk of a host: other disks are made of it by source.linkedRef, and no machine may use it. Default: Dynamic; with file.mode Adopt the type that the file has.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "type")]
     #[schemars(with = "DiskType")]
     pub disk_type: Option<DiskType>,
@@ -136,6 +143,10 @@ pub struct VirtualHardDiskSpec {
     /// Differencing: the disk that it differs from, in the same namespace. Machines cannot use that one, and it is not changed, while it has children.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_ref: Option<LocalReference>,
+    /// Linked: the physical disk. It is only read, and only while a disk is made of it. Whoever makes this object must be allowed to update that Host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("linked cannot be changed once the disk is made"))]
+    pub linked: Option<LinkedDisk>,
     /// Where the file lies. Default: a new file in the pool `default`.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self.pool == oldSelf.pool && has(self.path) == has(oldSelf.path) && (!has(self.path) || self.path == oldSelf.path) && self.mode == oldSelf.mode").message("file cannot be changed once the disk is made"))]
@@ -176,12 +187,15 @@ pub enum Access {
     ReadOnly,
 }
 
-/// When unused space in a disk's file is given back.
+/// When unused space in a disk's file is given back, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Compaction {
     /// WhenStopped: each time after machines have used it, once none that names it is to run. For Dynamic disks without children. Default: Never.
     #[serde(default)]
     pub policy: CompactionPolicy,
+    /// Enabled: the blocks of the new file lie in the order of the disk, so that reading the disk reads the file from front to back. Disabled: they keep the order in which they were written. Default: Enabled.
+    #[serde(default)]
+    pub defragment: Defragment,
     /// Enabled: space that the guest's file systems call free is given back too, where they can be read. Default: Disabled.
     #[serde(default)]
     pub precompact: Precompact,
@@ -195,6 +209,16 @@ pub enum CompactionPolicy {
     Never,
     /// After its machines have stopped.
     WhenStopped,
+}
+
+/// In what order a compaction writes the blocks of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Defragment {
+    /// In the order in which they follow on the disk.
+    #[default]
+    Enabled,
+    /// In the order that they have in the old file.
+    Disabled,
 }
 
 /// Whether a compaction looks for free space in the guest's file systems.
@@ -217,6 +241,8 @@ pub enum DiskType {
     Dynamic,
     /// Holds what differs from its parent.
     Differencing,
+    /// Stands for a physical disk.
+    Linked,
 }
 
 /// Where a disk's file lies.
@@ -258,46 +284,6 @@ pub enum FileMode {
     Create,
     /// Take an existing VHD.
     Adopt,
-}
-
-/// What a disk starts with: exactly one of these.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.image) != has(self.cloneRef)").message("source must have exactly one of image and cloneRef"))]
-pub struct DiskSource {
-    /// A disk image in a pool.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ImageSource>,
-    /// Another disk, in the same namespace, whose content is copied while no machine uses it. A differencing disk is copied with what it has from its parents.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clone_ref: Option<LocalReference>,
-}
-
-/// A disk image in a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-pub struct ImageSource {
-    /// Name of the pool, as in the Host's `spec.pools`.
-    #[schemars(length(min = 1, max = 63))]
-    pub pool: String,
-    /// Path within the pool.
-    #[schemars(length(min = 1, max = 512))]
-    #[x_kube(validation = Rule::new(PATH_RULE).message(PATH_MESSAGE))]
-    pub path: String,
-    /// Format of the image; never guessed. Default: Raw.
-    #[serde(default)]
-    pub format: ImageFormat,
-    /// SHA-256 of the image as 64 hexadecimal digits. An image with another sum is refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(equal = 64), regex(pattern = "^[0-9a-fA-F]{64}$"))]
-    pub sha256: Option<String>,
-}
-
-/// Format of an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum ImageFormat {
-    /// The bytes of the disk, one after another.
-    #[default]
-    Raw,
 }
 
 /// What becomes of a file whose object is deleted.
@@ -383,6 +369,10 @@ pub struct VirtualHardDiskStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 36))]
     pub uuid: Option<String>,
+    /// Serial number of a linked disk's physical disk; empty if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub serial: Option<String>,
     /// Size as the guest sees it, as a quantity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]

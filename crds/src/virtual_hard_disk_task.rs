@@ -3,7 +3,7 @@
 use crate::{
     quantity::ByteQuantity,
     reference::{Condition, LocalReference, PoolFile},
-    virtual_hard_disk::{DiskType, ImageFormat, Precompact},
+    virtual_hard_disk::{Defragment, DiskType, HttpSource, ImageFormat, LinkedDisk, Precompact},
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -60,7 +60,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("self == oldSelf").message("a task cannot be changed; delete it and make another"))]
 #[x_kube(validation = Rule::new("(self.action == 'Resize') || !has(self.size) && !has(self.shrink)").message("size and shrink belong to the action Resize").field_path(".action"))]
 #[x_kube(validation = Rule::new("self.action != 'Resize' || has(self.size)").message("the action Resize needs a size").field_path(".size"))]
-#[x_kube(validation = Rule::new("self.action == 'Compact' || !has(self.precompact)").message("precompact belongs to the action Compact").field_path(".action"))]
+#[x_kube(validation = Rule::new("self.action == 'Compact' || !has(self.precompact) && !has(self.defragment)").message("precompact and defragment belong to the action Compact").field_path(".action"))]
 #[x_kube(validation = Rule::new("self.action == 'Export' || !has(self.target) && !has(self.format)").message("target and format belong to the action Export").field_path(".action"))]
 #[x_kube(validation = Rule::new("self.action != 'Export' || has(self.target)").message("the action Export needs a target").field_path(".target"))]
 pub struct VirtualHardDiskTaskSpec {
@@ -78,6 +78,9 @@ pub struct VirtualHardDiskTaskSpec {
     /// Compact: whether space that the guest's file systems call free is given back too. Default: Disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precompact: Option<Precompact>,
+    /// Compact: whether the blocks of the new file lie in the order of the disk, so that reading the disk reads the file from front to back, or keep the order that they have. Default: Enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub defragment: Option<Defragment>,
     /// Export: the file to make, in a pool that holds Disks; one that is there is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<PoolFile>,
@@ -89,9 +92,9 @@ pub struct VirtualHardDiskTaskSpec {
 /// What a task does. Create, Import, Clone, Adopt, Convert and Delete are made by the operator alone, from the disk's spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum TaskAction {
-    /// Make an empty disk, or a differencing disk on its parent; an existing file is refused.
+    /// Make an empty disk, a differencing disk on its parent, or the descriptor of a physical disk; an existing file is refused.
     Create,
-    /// Make a disk from an image; an existing file is refused.
+    /// Make a disk from an image in a pool or on the web, or from a physical disk; an existing file is refused.
     Import,
     /// Make a disk from the content of another; an existing file is refused.
     Clone,
@@ -167,9 +170,18 @@ pub struct TaskOrder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 3145728, max = 2190433320960i64))]
     pub size_bytes: Option<i64>,
-    /// Import: where the content comes from.
+    /// Import: the image in a pool that the content comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<TaskSource>,
+    /// Import: the image on the web that the content comes from, in place of `source`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<HttpSource>,
+    /// Import: the linked disk whose physical disk is copied, in place of `source`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linked: Option<PoolFile>,
+    /// Create: the physical disk that the new linked disk stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<LinkedDisk>,
     /// Clone: the disk to copy and its parents, nearest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -183,6 +195,9 @@ pub struct TaskOrder {
     /// Compact: whether free space of the guest's file systems is given back.
     #[serde(default)]
     pub precompact: Precompact,
+    /// Compact: in what order the blocks lie in `target`.
+    #[serde(default)]
+    pub defragment: Defragment,
     /// Export: the format of `target`.
     #[serde(default)]
     pub format: ExportFormat,
@@ -284,6 +299,10 @@ pub struct TaskResult {
     /// Create, Import, Clone, Adopt, Convert, Compact: the type of the disk that was made or found.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "type")]
     pub disk_type: Option<DiskType>,
+    /// Create: serial number of the physical disk that the linked disk stands for; empty if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub serial: Option<String>,
     /// Check: what was found, in words, each beginning with `error:`, `warning:` or `note:`; empty when nothing was. At most 16, the gravest first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(max = 256)))]

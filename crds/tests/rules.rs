@@ -297,18 +297,114 @@ fn an_adopted_disk_has_the_type_that_its_file_has_unless_another_is_asked_for() 
 }
 
 #[test]
+fn a_linked_disk_is_its_device_and_stays_that() {
+    let device = json!({"host": "host-a", "device": "/dev/disk/by-id/ata-X"});
+    let linked = json!({"type": "Linked", "linked": device});
+    accepted(disk(linked.clone()).validate_cel());
+    for (field, value, part) in [
+        (
+            "type",
+            json!("Fixed"),
+            "linked is required with type Linked",
+        ),
+        ("size", json!("1Gi"), "remove size and source"),
+        (
+            "source",
+            json!({"cloneRef": {"name": "a"}}),
+            "remove size and source",
+        ),
+        (
+            "file",
+            json!({"mode": "Adopt", "path": "a.vhd"}),
+            "a linked disk is made, not adopted",
+        ),
+    ] {
+        let mut spec = linked.clone();
+        spec[field] = value;
+        refused(disk(spec).validate_cel(), part);
+    }
+    refused(
+        disk(json!({"type": "Linked"})).validate_cel(),
+        "linked is required",
+    );
+    for device in [
+        "/dev/sda",
+        "/dev/disk/by-id/",
+        "/dev/disk/by-id/..",
+        "/dev/disk/by-id/a/b",
+        "/dev/disk/by-id/../../etc/shadow",
+        "/dev/disk/by-id/a b",
+    ] {
+        let mut spec = linked.clone();
+        spec["linked"]["device"] = json!(device);
+        refused(disk(spec).validate_cel(), "device must be /dev/disk/by-id/");
+    }
+    let mut other = linked.clone();
+    other["linked"]["host"] = json!("host-b");
+    refused(
+        disk(other).validate_cel_update(&disk(linked.clone())),
+        "linked cannot be changed",
+    );
+    refused(
+        disk(json!({"size": "1Gi"})).validate_cel_update(&disk(linked.clone())),
+        "a linked disk cannot become another",
+    );
+    refused(
+        disk(linked).validate_cel_update(&disk(json!({"size": "1Gi"}))),
+        "a linked disk cannot become another",
+    );
+}
+
+#[test]
 fn a_source_is_one_thing() {
     let image = json!({"pool": "images", "path": "a.img"});
     accepted(disk(json!({"source": {"image": image}})).validate_cel());
     accepted(disk(json!({"source": {"cloneRef": {"name": "a"}}})).validate_cel());
+    let http = json!({"url": "https://a.example/b.img", "sha256": "0".repeat(64)});
+    accepted(disk(json!({"source": {"http": http}})).validate_cel());
+    accepted(disk(json!({"source": {"linkedRef": {"name": "a"}}})).validate_cel());
     for source in [
         json!({}),
         json!({"image": image, "cloneRef": {"name": "a"}}),
+        json!({"image": image, "http": http}),
+        json!({"cloneRef": {"name": "a"}, "linkedRef": {"name": "a"}}),
     ] {
         refused(
             disk(json!({"source": source})).validate_cel(),
             "exactly one of",
         );
+    }
+}
+
+#[test]
+fn an_address_on_the_web_is_whole_and_holds_no_password() {
+    let from = |url: &str| {
+        let http = json!({"url": url, "sha256": "0".repeat(64)});
+        disk(json!({"source": {"http": http}})).validate_cel()
+    };
+    for url in [
+        "http://a",
+        "https://images.example:8443/a/b.img?version=2&x=%20\"",
+        "http://10.0.0.1:80/",
+        "https://[fd00::1]/a.img",
+    ] {
+        accepted(from(url));
+    }
+    for url in [
+        "",
+        "ftp://a/b",
+        "HTTP://a/b",
+        "file:///etc/passwd",
+        "http:///b",
+        "http://user:word@a/b",
+        "http://a/b#c",
+        "http://a/b c",
+        "http://a/\u{e9}",
+        "http://a\\b",
+        "http://a/b\n",
+        "http://[::1/b",
+    ] {
+        refused(from(url), "url must begin with http:// or https://");
     }
 }
 
@@ -322,7 +418,7 @@ fn a_task_has_what_its_action_needs_and_no_more() {
     let target = json!({"pool": "default", "path": "out.img"});
     for spec in [
         json!({"action": "Check"}),
-        json!({"action": "Compact", "precompact": "Enabled"}),
+        json!({"action": "Compact", "precompact": "Enabled", "defragment": "Disabled"}),
         json!({"action": "Resize", "size": "1Gi", "shrink": "IfEmpty"}),
         json!({"action": "Export", "target": target, "format": "DynamicVhd"}),
     ] {
@@ -340,7 +436,11 @@ fn a_task_has_what_its_action_needs_and_no_more() {
         ),
         (
             json!({"action": "Check", "precompact": "Enabled"}),
-            "belongs to the action Compact",
+            "belong to the action Compact",
+        ),
+        (
+            json!({"action": "Check", "defragment": "Enabled"}),
+            "belong to the action Compact",
         ),
         (json!({"action": "Export"}), "needs a target"),
         (

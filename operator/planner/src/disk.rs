@@ -23,8 +23,8 @@ mod work;
 
 use belonging::is_own;
 pub use belonging::{disk_of, made_for, may_be_for};
-pub(crate) use family::listed;
-pub use family::{Family, is_merging, parent_name};
+pub use family::{Family, is_merging, parent_name, source_name};
+pub(crate) use family::{is_linked, listed};
 pub(crate) use order::next_path;
 
 use crate::{
@@ -481,6 +481,7 @@ impl Draft<'_> {
             size: None,
             shrink: None,
             precompact: None,
+            defragment: None,
             target: None,
             format: None,
         }

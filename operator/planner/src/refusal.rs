@@ -60,6 +60,8 @@ pub mod reason {
     pub const MAC_ADDRESS_IN_USE: &str = "MacAddressInUse";
     /// The VirtualHardDisk is attached to another owner.
     pub const DISK_IN_USE: &str = "DiskInUse";
+    /// The VirtualHardDisk stands for a physical disk.
+    pub const DISK_LINKED: &str = "DiskLinked";
     /// The VirtualHardDisk may not be written.
     pub const DISK_READ_ONLY: &str = "DiskReadOnly";
     /// The VirtualHardDisk is the parent of others.

@@ -266,6 +266,14 @@ fn family_refusal(
             ),
         );
     }
+    if crate::disk::is_linked(disk) {
+        return Some(Refusal::wrong(
+            reason::DISK_LINKED,
+            format!(
+                "disk \"{name_in_machine}\": VirtualHardDisk \"{target}\" stands for a physical disk, which no machine may use: make a disk of it by source.linkedRef, and name that"
+            ),
+        ));
+    }
     if attached_to(disk, uid(&vm.metadata)) {
         return None;
     }

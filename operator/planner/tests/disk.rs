@@ -13,7 +13,8 @@ use paddock_crds::{
     host::{OutOfService, PoolScope},
     names::DISK_FINALIZER,
     virtual_hard_disk::{
-        DiskSource, DiskState, FileMode, ImageFormat, ImageSource, OwnerKind, ReclaimPolicy,
+        DiskSource, DiskState, FileMode, HttpSource, ImageFormat, ImageSource, OwnerKind,
+        ReclaimPolicy,
     },
     virtual_hard_disk_task::{TaskAction, TaskState},
 };
@@ -114,7 +115,7 @@ fn an_image_is_imported_where_its_pool_is() {
             format: ImageFormat::Raw,
             sha256: Some("AB".repeat(32)),
         }),
-        clone_ref: None,
+        ..DiskSource::default()
     });
     Arc::make_mut(&mut life.hosts[0].host).spec.pools.pop();
     life.settle();
@@ -126,6 +127,44 @@ fn an_image_is_imported_where_its_pool_is() {
         task.status.as_ref().unwrap().host.as_deref(),
         Some("host-b")
     );
+}
+
+#[test]
+fn an_image_on_the_web_is_downloaded_by_whoever_has_the_pool() {
+    let mut life = shared();
+    life.disk.spec.source = Some(DiskSource {
+        http: Some(HttpSource {
+            url: "https://images.example/a.img".to_owned(),
+            sha256: "AB".repeat(32),
+            format: ImageFormat::Raw,
+        }),
+        ..DiskSource::default()
+    });
+    // No pool of images is asked for.
+    for host in &mut life.hosts {
+        Arc::make_mut(&mut host.host)
+            .spec
+            .pools
+            .retain(|p| p.name != "images");
+    }
+    life.settle();
+    assert_eq!(life.task().spec.action, TaskAction::Import);
+    let order = life.order();
+    assert_eq!(order.source, None);
+    assert_eq!(
+        order.download,
+        Some(HttpSource {
+            url: "https://images.example/a.img".to_owned(),
+            sha256: "ab".repeat(32),
+            format: ImageFormat::Raw,
+        })
+    );
+    assert_eq!(
+        order.size_bytes,
+        life.disk.spec.size.as_ref().map(|s| s.bytes() as i64)
+    );
+    let host = life.task().status.as_ref().unwrap().host.clone().unwrap();
+    assert_eq!(life.ready().2, format!("host {host} downloads its image"));
 }
 
 #[test]

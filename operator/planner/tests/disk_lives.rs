@@ -160,6 +160,7 @@ impl World {
                     size: None,
                     shrink: None,
                     precompact: None,
+                    defragment: None,
                     target: None,
                     format: None,
                 };

@@ -17,7 +17,7 @@ use paddock_crds::{
     },
     reference::{LocalReference, condition},
     virtual_hard_disk::{
-        Access, BoundFile, CompactionPolicy, DiskState, DiskType, UndoDisk, UndoState,
+        Access, BoundFile, CompactionPolicy, Defragment, DiskState, DiskType, UndoDisk, UndoState,
     },
     virtual_hard_disk_task::{Shrink, TaskAction, TaskResult, TaskState},
 };
@@ -78,6 +78,7 @@ fn asked(life: &mut Life, name: &str, action: TaskAction) -> ObjectKey {
             size: None,
             shrink: None,
             precompact: None,
+            defragment: None,
             target: None,
             format: None,
         },
@@ -482,6 +483,7 @@ fn life_task(action: TaskAction) -> VirtualHardDiskTaskSpec {
         size: None,
         shrink: None,
         precompact: None,
+        defragment: None,
         target: None,
         format: None,
     }
@@ -601,6 +603,7 @@ fn an_undo_disk_is_settled_before_anything_else() {
 fn a_disk_is_compacted_once_after_its_machines_have_stopped() {
     let mut life = Life::new(dynamic("d"));
     life.disk.spec.compaction.policy = CompactionPolicy::WhenStopped;
+    life.disk.spec.compaction.defragment = Defragment::Disabled;
     life.settle();
     assert!(life.tasks.is_empty(), "nobody has used it");
     life.disk.status.as_mut().unwrap().used_epoch = Some(1);
@@ -610,6 +613,8 @@ fn a_disk_is_compacted_once_after_its_machines_have_stopped() {
     life.wanted = false;
     life.settle();
     assert_eq!(life.task().spec.action, TaskAction::Compact);
+    assert_eq!(life.task().spec.defragment, Some(Defragment::Disabled));
+    assert_eq!(life.order().defragment, Defragment::Disabled);
     let task = ObjectKey::of(&life.task().metadata);
     end(
         &mut life,

@@ -11,6 +11,7 @@
 pub mod arguments;
 pub mod backend;
 pub mod clock;
+mod download;
 pub mod host;
 pub mod instance;
 pub mod kubernetes;

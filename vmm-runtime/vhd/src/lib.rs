@@ -64,6 +64,7 @@ mod repair;
 mod reparent;
 mod resize;
 mod room;
+mod scratch;
 mod sidefile;
 mod size;
 #[cfg(test)]
@@ -100,6 +101,7 @@ pub use remove::{RemoveError, remove};
 pub use repair::{RepairReport, discard_repair_journal, repair, repair_in_place, undo_repair};
 pub use reparent::reparent;
 pub use resize::{ResizeOptions, ResizeReport, resize};
+pub use scratch::Scratch;
 pub use size::{DiskSize, DiskSizeError};
 pub use undo::{commit_undo, discard_undo, is_merge_begun, start_undo};
 pub use vhd::{Access, OpenOptions, Vhd};

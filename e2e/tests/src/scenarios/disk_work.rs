@@ -101,11 +101,10 @@ fn tasks(cx: &Context<'_>) -> Result<()> {
     let guest = Guest::new("d");
     cx.kubectl.apply(&(guest.yaml() + &internal_network(81)))?;
     guest::wait_running(cx, "d")?;
-    cx.kubectl.apply(
-        &(task("compact", "Compact", "d")
-            + &task("merge", "Merge", "d")
-            + &task("none", "Check", "x")),
-    )?;
+    let compact =
+        task("compact", "Compact", "d").replace("{action", "{defragment: Disabled, action");
+    cx.kubectl
+        .apply(&(compact + &task("merge", "Merge", "d") + &task("none", "Check", "x")))?;
     cx.kubectl
         .wait_field("vhdtask/compact", ".status.reason", "DiskInUse", REACTION)?;
     cx.kubectl
@@ -122,6 +121,13 @@ fn tasks(cx: &Context<'_>) -> Result<()> {
     stop(cx, "d")?;
     cx.kubectl
         .wait_field("vhdtask/compact", ".status.state", "Succeeded", REACTION)?;
+    ensure!(
+        cx.kubectl
+            .text("vhdtask/compact", "/status/order/defragment")?
+            == "Disabled",
+        "{}",
+        cx.kubectl.get("vhdtask/compact")?["status"]
+    );
     let again = start(cx, "d")?;
     ensure!(again.boots() == 2, "{again:?}");
     // A task that is over stays until it is deleted, and goes at once then.

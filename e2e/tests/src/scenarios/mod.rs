@@ -13,6 +13,7 @@ mod networks;
 mod placement;
 mod power;
 mod quickstart;
+mod sources;
 mod undo_disks;
 
 use crate::runner::Scenario;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Scenario> {
         power::SCENARIOS,
         disk_work::SCENARIOS,
         disks::SCENARIOS,
+        sources::SCENARIOS,
         networks::SCENARIOS,
         conditions::SCENARIOS,
         bad_input::SCENARIOS,

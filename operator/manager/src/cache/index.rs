@@ -8,7 +8,8 @@ use super::{
 use crate::queue::Work;
 use paddock_crds::{
     Host, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualMachineInstance,
-    VirtualNetwork, virtual_hard_disk::OwnerKind,
+    VirtualNetwork,
+    virtual_hard_disk::{DiskType, OwnerKind},
 };
 use paddock_planner::{
     ObjectKey,
@@ -271,6 +272,10 @@ impl Index {
 fn commitment(disk: &VirtualHardDisk) -> Option<((String, Option<String>), i64)> {
     let status = disk.status.as_ref()?;
     let file = status.file.as_ref()?;
+    if status.disk_type == Some(DiskType::Linked) {
+        // Its bytes are not the pool's.
+        return None;
+    }
     let key = (file.pool.clone(), status.host.clone());
     Some((key, status.size_bytes.unwrap_or(0)))
 }
@@ -466,8 +471,7 @@ impl Kept for VirtualHardDisk {
         let parent = |disk: &Self| disk::parent_name(disk).map(sibling);
         let source = |disk: &Self| {
             let made = disk.status.as_ref().is_some_and(|s| s.file.is_some());
-            let source = disk.spec.source.as_ref().filter(|_| !made)?;
-            source.clone_ref.as_ref().map(|r| sibling(&r.name))
+            disk::source_name(disk).filter(|_| !made).map(sibling)
         };
         // What the disks that it has to do with decide from.
         let gist = |disk: &Self| {

@@ -129,8 +129,7 @@ fn measured(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Option<i6
 fn family(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Family {
     let sibling = |name: &str| ObjectKey::new(&key.namespace, name);
     let parent_key = disk::parent_name(disk).map(sibling);
-    let source = disk.spec.source.as_ref().and_then(|s| s.clone_ref.as_ref());
-    let source_key = source.map(|r| sibling(&r.name));
+    let source_key = disk::source_name(disk).map(sibling);
     let found = |key: &Option<ObjectKey>| world.disks.get(key.as_ref()?).cloned();
     let all = |keys: Vec<ObjectKey>| -> Vec<Arc<VirtualHardDisk>> {
         keys.iter()

@@ -6,7 +6,7 @@
 use crate::cache::World;
 use paddock_crds::{VirtualHardDisk, VirtualMachine, VirtualMachineInstance, reference::Time};
 use paddock_planner::{
-    ObjectKey, identity,
+    ObjectKey, disk, identity,
     machine::{self, Plan, Snapshot},
     resolve::{Readers, References},
 };
@@ -114,8 +114,8 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
 fn readers_of(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Readers {
     let status = disk.status.as_ref();
     let made = status.is_some_and(|s| s.file.is_some());
-    let clone = disk.spec.source.as_ref().and_then(|s| s.clone_ref.as_ref());
-    let from = disk.spec.parent_ref.as_ref().or(clone).filter(|_| !made);
+    let parent = disk.spec.parent_ref.as_ref().map(|r| r.name.as_str());
+    let from = parent.or(disk::source_name(disk)).filter(|_| !made);
     let copying = |copy: &&ObjectKey| {
         let attached = world.disks.get(copy).and_then(|d| d.status.as_ref());
         attached.is_some_and(|s| s.attachment.is_some()) || world.giving.contains(*copy)
@@ -130,7 +130,7 @@ fn readers_of(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Readers
         copies: copies.map(|k| k.name.clone()).collect(),
         taken: world.giving.contains(key),
         near: from.and_then(|from| {
-            let from = ObjectKey::new(&key.namespace, &from.name);
+            let from = ObjectKey::new(&key.namespace, from);
             world.disks.get(&from)?.status.as_ref()?.host.clone()
         }),
     }

@@ -57,6 +57,12 @@ impl Draft<'_> {
             action,
             TaskAction::Convert | TaskAction::Compact | TaskAction::Resize | TaskAction::CommitUndo
         );
+        if status.disk_type == Some(DiskType::Linked) {
+            return Some(wrong(
+                "Linked",
+                "a linked disk only stands for a physical one: make a disk of it by source.linkedRef, and work on that",
+            ));
+        }
         let unfinished = status.unfinished.as_ref().map(|u| u.action);
         if unfinished == Some(TaskAction::Merge)
             && !matches!(action, TaskAction::Merge | TaskAction::Check)

@@ -5,7 +5,7 @@ use crate::identity::{deleting, name};
 use paddock_crds::{
     VirtualHardDisk,
     reference::PoolFile,
-    virtual_hard_disk::{BoundFile, Children, OwnerKind},
+    virtual_hard_disk::{BoundFile, Children, DiskType, OwnerKind},
     virtual_hard_disk_task::TaskAction,
 };
 use std::{
@@ -72,6 +72,14 @@ pub fn is_merging(disk: &VirtualHardDisk) -> bool {
     unfinished.is_some_and(|u| u.action == TaskAction::Merge)
 }
 
+/// The name of the disk that a disk is made of, if there is one: of a copy's or of an import's from a physical disk.
+#[must_use]
+pub fn source_name(disk: &VirtualHardDisk) -> Option<&str> {
+    let source = disk.spec.source.as_ref()?;
+    let named = source.clone_ref.as_ref().or(source.linked_ref.as_ref());
+    named.map(|r| r.name.as_str())
+}
+
 fn names(disks: &[Arc<VirtualHardDisk>]) -> Vec<String> {
     disks.iter().map(|d| name(&d.metadata).to_owned()).collect()
 }
@@ -86,6 +94,11 @@ pub(crate) fn listed(mut names: Vec<String>) -> String {
         0 => shown.join(", "),
         _ => format!("{} and {more} more", shown.join(", ")),
     }
+}
+
+/// Whether a disk is a linked one.
+pub(crate) fn is_linked(disk: &VirtualHardDisk) -> bool {
+    disk.spec.disk_type == Some(DiskType::Linked)
 }
 
 pub(super) fn pool_file(file: &BoundFile) -> PoolFile {
@@ -131,6 +144,14 @@ impl Draft<'_> {
             found,
             ["ParentNotFound", "ParentNotReady", "ParentInUse"],
         )?;
+        if found.is_some_and(is_linked) {
+            return Err((
+                "ParentLinked",
+                format!(
+                    "VirtualHardDisk \"{wanted}\" is a linked disk: make a disk of it by source.linkedRef first"
+                ),
+            ));
+        }
         if origin.files.len() > MOST_PARENTS {
             return Err((
                 "ChainTooLong",
@@ -146,17 +167,33 @@ impl Draft<'_> {
 
     /// The disk that the disk is to be a copy of, or the reason why it cannot be copied yet.
     pub(super) fn source(&self) -> Result<Option<Origin>, Why> {
-        let clone = self.s.disk.spec.source.as_ref();
-        let Some(wanted) = clone.and_then(|s| s.clone_ref.as_ref()).map(|r| &r.name) else {
+        let disk = self.s.disk;
+        let Some(wanted) = source_name(disk) else {
             return Ok(None);
         };
         let found = self.s.family.source.as_deref();
-        self.origin(
+        let origin = self.origin(
             wanted,
             found,
             ["SourceNotFound", "SourceNotReady", "SourceInUse"],
-        )
-        .map(Some)
+        )?;
+        let source = disk.spec.source.as_ref();
+        let by_link = source.is_some_and(|s| s.linked_ref.is_some());
+        match (by_link, found.is_some_and(is_linked)) {
+            (true, false) => Err((
+                "SourceNotLinked",
+                format!(
+                    "source.linkedRef: VirtualHardDisk \"{wanted}\" is not a linked disk: copy it by source.cloneRef"
+                ),
+            )),
+            (false, true) => Err((
+                "SourceLinked",
+                format!(
+                    "source.cloneRef: VirtualHardDisk \"{wanted}\" is a linked disk: name it by source.linkedRef"
+                ),
+            )),
+            _ => Ok(Some(origin)),
+        }
     }
 
     fn origin(

@@ -20,7 +20,9 @@ impl Draft<'_> {
                 .is_some_and(|c| c.reason == "FileExists");
         match (&spec.source, spec.file.mode) {
             (_, FileMode::Adopt) => TaskAction::Adopt,
-            _ if own_leftover && spec.parent_ref.is_none() => TaskAction::Adopt,
+            _ if own_leftover && spec.parent_ref.is_none() && spec.linked.is_none() => {
+                TaskAction::Adopt
+            }
             (Some(source), FileMode::Create) if source.clone_ref.is_some() => TaskAction::Clone,
             (Some(_), FileMode::Create) => TaskAction::Import,
             (None, FileMode::Create) => TaskAction::Create,
@@ -129,7 +131,17 @@ impl Draft<'_> {
             );
             return;
         }
+        if found == Some(DiskType::Linked) && order.device.is_none() {
+            self.plan.retry = true;
+            self.say(
+                DiskState::Failed,
+                "UnsupportedFormat",
+                "the file is a linked disk: only one that is made with type Linked can be used",
+            );
+            return;
+        }
         let to = &mut self.plan.status;
+        to.serial.clone_from(&result.serial);
         to.file = Some(bound_file(&order.file));
         // An adopted file may have been another disk's: its hosts refuse lower epochs.
         to.disk_epoch = to.disk_epoch.max(result.disk_epoch.unwrap_or(0));
@@ -168,7 +180,7 @@ impl Draft<'_> {
         if self.plan.status.state != DiskState::Failed {
             let message = match epoch {
                 None => format!("host {host} is to make it, but is not ready"),
-                Some(_) => makes(task.spec.action, &host),
+                Some(_) => self.makes(task.spec.action, &host),
             };
             self.say(DiskState::Creating, "Creating", message);
         }
@@ -192,8 +204,9 @@ impl Draft<'_> {
         let resolved =
             self.making_order(task.spec.action, disk_epoch)
                 .and_then(|(order, reach)| {
-                    // A differencing disk stays where its parent is.
-                    let stays = reach.near.is_some() && !order.parents.is_empty();
+                    // A differencing disk stays where its parent is, a linked one where the physical disk is.
+                    let stays = reach.near.is_some()
+                        && (!order.parents.is_empty() || order.device.is_some());
                     let (host, epoch) = match &given {
                         Some((host, epoch, _)) => (host.clone(), *epoch),
                         None => self
@@ -214,11 +227,8 @@ impl Draft<'_> {
         }
         self.give(task, &host, epoch, disk_epoch);
         if self.plan.status.state != DiskState::Failed {
-            self.say(
-                DiskState::Creating,
-                "Creating",
-                makes(task.spec.action, &host),
-            );
+            let message = self.makes(task.spec.action, &host);
+            self.say(DiskState::Creating, "Creating", message);
         }
         self.plan.after.push(Action::AssignTask {
             task: ObjectKey::of(&task.metadata),
@@ -227,13 +237,20 @@ impl Draft<'_> {
             order: Box::new(order),
         });
     }
-}
 
-fn makes(action: TaskAction, host: &str) -> String {
-    match action {
-        TaskAction::Import => format!("host {host} imports its image"),
-        TaskAction::Clone => format!("host {host} copies its source"),
-        TaskAction::Adopt => format!("host {host} looks at its file"),
-        _ => format!("host {host} makes its file"),
+    fn makes(&self, action: TaskAction, host: &str) -> String {
+        let source = self.s.disk.spec.source.as_ref();
+        match action {
+            TaskAction::Import if source.is_some_and(|s| s.http.is_some()) => {
+                format!("host {host} downloads its image")
+            }
+            TaskAction::Import if source.is_some_and(|s| s.linked_ref.is_some()) => {
+                format!("host {host} copies a physical disk")
+            }
+            TaskAction::Import => format!("host {host} imports its image"),
+            TaskAction::Clone => format!("host {host} copies its source"),
+            TaskAction::Adopt => format!("host {host} looks at its file"),
+            _ => format!("host {host} makes its file"),
+        }
     }
 }

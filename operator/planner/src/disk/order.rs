@@ -14,7 +14,7 @@ use paddock_crds::{
     VirtualHardDiskTaskSpec,
     host::PoolKind,
     reference::PoolFile,
-    virtual_hard_disk::{BoundFile, DiskType},
+    virtual_hard_disk::{BoundFile, DiskType, HttpSource},
     virtual_hard_disk_task::{
         ExportFormat, Shrink, SourceFile, TaskAction, TaskOrder, TaskSource, TaskState,
     },
@@ -34,10 +34,14 @@ impl Draft<'_> {
             disk_type: None,
             size_bytes: None,
             source: None,
+            download: None,
+            linked: None,
+            device: None,
             clone: Vec::new(),
             undo: None,
             shrink: Shrink::default(),
             precompact: Default::default(),
+            defragment: Default::default(),
             format: ExportFormat::default(),
         }
     }
@@ -85,6 +89,11 @@ impl Draft<'_> {
                 sha256: image.sha256.as_ref().map(|s| s.to_ascii_lowercase()),
             });
         }
+        let http = spec.source.as_ref().and_then(|s| s.http.as_ref());
+        order.download = http.map(|http| HttpSource {
+            sha256: http.sha256.to_ascii_lowercase(),
+            ..http.clone()
+        });
         for Origin { files, host } in parent.iter().chain(&source) {
             reach
                 .also
@@ -94,7 +103,15 @@ impl Draft<'_> {
             }
         }
         order.parents = parent.map(|p| p.files).unwrap_or_default();
-        order.clone = source.map(|s| s.files).unwrap_or_default();
+        let files = source.map(|s| s.files).unwrap_or_default();
+        match action {
+            TaskAction::Import => order.linked = files.into_iter().next(),
+            _ => order.clone = files,
+        }
+        if let Some(device) = &spec.linked {
+            reach.near = Some(device.host.clone());
+            order.device = Some(device.clone());
+        }
         Ok((order, reach))
     }
 
@@ -137,6 +154,7 @@ impl Draft<'_> {
                     _ => status.disk_type.or(Some(DiskType::Dynamic)),
                 };
                 order.precompact = spec.precompact.unwrap_or_default();
+                order.defragment = spec.defragment.unwrap_or_default();
             }
             TaskAction::Export => {
                 if let Some(target) = &spec.target {

@@ -20,7 +20,9 @@ use paddock_crds::{
         condition::{PROGRESSING, READY},
     },
     reference::condition,
-    virtual_hard_disk::{CompactionPolicy, DiskState, DiskType, OwnerKind, Precompact, UndoState},
+    virtual_hard_disk::{
+        CompactionPolicy, Defragment, DiskState, DiskType, OwnerKind, Precompact, UndoState,
+    },
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
 
@@ -155,6 +157,7 @@ impl Draft<'_> {
             && !self.s.wanted;
         compacts.then(|| VirtualHardDiskTaskSpec {
             precompact: Some(spec.compaction.precompact).filter(|p| *p == Precompact::Enabled),
+            defragment: Some(spec.compaction.defragment).filter(|d| *d == Defragment::Disabled),
             ..self.task_spec(TaskAction::Compact)
         })
     }

@@ -120,6 +120,7 @@ pub fn unmade_disk(name: &str, pool: &str) -> VirtualHardDisk {
             },
             source: None,
             parent_ref: None,
+            linked: None,
             access: Access::ReadWrite,
             compaction: Compaction::default(),
             reclaim_policy: ReclaimPolicy::Retain,

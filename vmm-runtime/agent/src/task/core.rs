@@ -60,10 +60,14 @@ pub(super) fn test_order(
         disk_type: None,
         size_bytes: None,
         source: None,
+        download: None,
+        linked: None,
+        device: None,
         clone: vec![],
         undo: None,
         shrink: Shrink::default(),
         precompact: paddock_crds::virtual_hard_disk::Precompact::default(),
+        defragment: paddock_crds::virtual_hard_disk::Defragment::default(),
         format: ExportFormat::default(),
     }
 }
@@ -79,6 +83,7 @@ pub(super) fn test_task(
         size: None,
         shrink: None,
         precompact: None,
+        defragment: None,
         target: None,
         format: None,
     };

@@ -53,6 +53,7 @@ fn pretend(task: &VirtualHardDiskTask) -> TaskResult {
             .map(|order| order.size_bytes.unwrap_or(SOURCE_BYTES))
             .filter(|_| has_file),
         allocated_bytes: Some(0).filter(|_| has_file),
+        serial: None,
         disk_type: disk_type.filter(|_| makes_a_disk(task.spec.action)),
         findings: (task.spec.action == TaskAction::Check).then(Vec::new),
         disk_epoch: None,

@@ -1,4 +1,5 @@
-//! How many tasks are at work at once: a few in each set of pools, so that one that hangs holds up no other.
+//! How many tasks are at work at once: a few in each set of pools, so that one that hangs holds up no other. Downloads
+//! have lanes of their own: a slow server keeps no pool busy.
 
 use paddock_crds::virtual_hard_disk_task::TaskOrder;
 use std::{
@@ -55,12 +56,13 @@ impl Lane {
     }
 }
 
-/// All pools that an order touches, in order, with commas.
+/// All pools that an order touches, in order, with commas; and whether it downloads.
 fn pools(order: &TaskOrder) -> String {
     let files = [
         Some(&order.file),
         order.target.as_ref(),
         order.undo.as_ref(),
+        order.linked.as_ref(),
     ];
     let files = files
         .into_iter()
@@ -70,7 +72,11 @@ fn pools(order: &TaskOrder) -> String {
         .map(|file| file.pool.as_str());
     let source = order.source.iter().map(|source| source.file.pool.as_str());
     let pools: BTreeSet<_> = files.chain(source).collect();
-    Vec::from_iter(pools).join(", ")
+    let pools = Vec::from_iter(pools).join(", ");
+    match order.download {
+        Some(_) => format!("{pools} (downloads)"),
+        None => pools,
+    }
 }
 
 #[cfg(test)]
@@ -78,7 +84,10 @@ mod tests {
     use super::*;
     use crate::task::core::test_order;
     use futures::FutureExt;
-    use paddock_crds::reference::PoolFile;
+    use paddock_crds::{
+        reference::PoolFile,
+        virtual_hard_disk::{HttpSource, ImageFormat},
+    };
 
     fn order(file: &str, target: Option<&str>) -> TaskOrder {
         let in_pool = |pool: &str| PoolFile {
@@ -106,6 +115,25 @@ mod tests {
         );
         drop(held);
         assert!(enter("a", None).is_some());
+    }
+
+    #[test]
+    fn downloads_hold_up_downloads_alone() {
+        let lanes = Lanes::default();
+        let download = TaskOrder {
+            download: Some(HttpSource {
+                url: "http://a/b".into(),
+                sha256: "0".repeat(64),
+                format: ImageFormat::Raw,
+            }),
+            ..order("a", None)
+        };
+        let enter = |order| lanes.of(order).enter().now_or_never();
+        let held: Vec<_> = (0..AT_ONCE).map(|_| enter(&download).unwrap()).collect();
+        assert!(enter(&download).is_none());
+        assert_eq!(lanes.of(&download).pools(), "a (downloads)");
+        assert!(enter(&order("a", None)).is_some());
+        drop(held);
     }
 
     #[test]

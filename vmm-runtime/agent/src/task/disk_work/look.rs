@@ -43,10 +43,13 @@ pub(super) fn look(at: &At<'_>) -> Result<TaskResult, Failure> {
 
 pub(super) fn describe(found: &VhdInfo) -> TaskResult {
     TaskResult {
-        uuid: Some(found.unique_id.to_string()),
+        // A linked disk has no identity of its own.
+        uuid: Some(found.unique_id.to_string()).filter(|_| found.linked.is_none()),
         size_bytes: bytes(found.virtual_size),
         allocated_bytes: bytes(found.allocated),
+        serial: found.linked.as_ref().map(|linked| linked.serial.clone()),
         disk_type: Some(match found.disk_type {
+            _ if found.linked.is_some() => virtual_hard_disk::DiskType::Linked,
             DiskType::Fixed => virtual_hard_disk::DiskType::Fixed,
             DiskType::Differencing => virtual_hard_disk::DiskType::Differencing,
             _ => virtual_hard_disk::DiskType::Dynamic,

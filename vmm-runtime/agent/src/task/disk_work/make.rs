@@ -10,10 +10,7 @@ use super::{
     pools::At,
 };
 use crate::instance::core::Failure;
-use paddock_crds::{
-    virtual_hard_disk,
-    virtual_hard_disk_task::{TaskResult, TaskSource},
-};
+use paddock_crds::{virtual_hard_disk, virtual_hard_disk_task::TaskResult};
 use paddock_vhd::{
     ChildOptions, CloneOptions, ConvertOptions, CreateError, CreateOptions, DiskSize, DiskType,
     ImportError, ImportOptions, OperationError, ResizeOptions, Vhd, VhdInfo, clone_disk, convert,
@@ -65,7 +62,7 @@ pub(super) fn import(job: &Job<'_>) -> Result<TaskResult, Failure> {
     let options = ImportOptions {
         disk_type: disk_type(job)?,
         size: size(job)?,
-        sha256: sha256(source)?,
+        sha256: source.sha256.as_deref().map(sha256).transpose()?,
         unique_id: Some(job.identity()),
     };
     let image = job
@@ -144,8 +141,8 @@ pub(super) fn clone(job: &Job<'_>) -> Result<TaskResult, Failure> {
     look(&at)
 }
 
-/// A clone may be larger than what it was made of.
-fn grow(job: &Job<'_>, at: &At<'_>) -> Result<(), Failure> {
+/// A disk may be larger than what it was made of.
+pub(super) fn grow(job: &Job<'_>, at: &At<'_>) -> Result<(), Failure> {
     let (Some(size), Some(found)) = (size(job)?, at.find()?) else {
         return Ok(());
     };
@@ -172,12 +169,12 @@ fn grow(job: &Job<'_>, at: &At<'_>) -> Result<(), Failure> {
 }
 
 /// Whether the file is there and this VirtualHardDisk's.
-fn is_mine(job: &Job<'_>, at: &At<'_>) -> bool {
+pub(super) fn is_mine(job: &Job<'_>, at: &At<'_>) -> bool {
     matches!(at.find(), Ok(Some(found)) if found.unique_id == job.identity())
 }
 
 /// The file is there: is it the one that this task, before a crash, has made?
-fn already_made(job: &Job<'_>, at: &At<'_>) -> Result<VhdInfo, Failure> {
+pub(super) fn already_made(job: &Job<'_>, at: &At<'_>) -> Result<VhdInfo, Failure> {
     match at.find() {
         Ok(Some(found)) if found.unique_id == job.identity() => Ok(found),
         _ => Err(at.named(file_exists(&at.path.display().to_string()))),
@@ -189,6 +186,9 @@ pub(super) fn disk_type(job: &Job<'_>) -> Result<DiskType, Failure> {
     match job.order.disk_type.unwrap_or_default() {
         virtual_hard_disk::DiskType::Fixed => Ok(DiskType::Fixed),
         virtual_hard_disk::DiskType::Dynamic => Ok(DiskType::Dynamic),
+        virtual_hard_disk::DiskType::Linked => Err(refused(
+            "a linked disk is made of a physical disk alone: the order names none".to_owned(),
+        )),
         virtual_hard_disk::DiskType::Differencing => Err(refused(
             "a differencing disk is made on a parent alone: the order names none".to_owned(),
         )),
@@ -206,11 +206,8 @@ pub(super) fn size(job: &Job<'_>) -> Result<Option<DiskSize>, Failure> {
         .map_err(|error| io_error(error.to_string()))
 }
 
-fn sha256(source: &TaskSource) -> Result<Option<[u8; 32]>, Failure> {
-    let Some(text) = &source.sha256 else {
-        return Ok(None);
-    };
-    parse_sha256(text).map(Some).ok_or_else(|| {
+pub(super) fn sha256(text: &str) -> Result<[u8; 32], Failure> {
+    parse_sha256(text).ok_or_else(|| {
         Failure::new(
             "ChecksumMismatch",
             format!("sha256 is {text:?}: expected 64 hexadecimal digits"),

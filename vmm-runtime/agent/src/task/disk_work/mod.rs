@@ -11,8 +11,11 @@
 
 mod change;
 mod claim;
+mod download;
 mod failure;
+mod image;
 mod left;
+mod linked;
 mod look;
 mod make;
 mod pools;
@@ -22,6 +25,7 @@ mod tests;
 
 use super::runner::{Control, DiskWorker};
 use crate::{
+    download::Web,
     host::{self, SpecReceiver},
     instance::core::Failure,
 };
@@ -175,7 +179,11 @@ fn perform(
     let name = status.and_then(|status| status.host.as_deref());
     claim::claim(&job, task.spec.action, name.unwrap_or_default())?;
     match task.spec.action {
+        TaskAction::Create if order.device.is_some() => linked::link_device(&job),
         TaskAction::Create => make::create(&job),
+        TaskAction::Import if order.download.is_some() => download::import(&job, &Web::system()),
+        TaskAction::Import if order.linked.is_some() => linked::import(&job),
+        TaskAction::Import if image::is_vhd(order) => image::import(&job),
         TaskAction::Import => make::import(&job),
         TaskAction::Clone => make::clone(&job),
         TaskAction::Adopt => look::adopt(&job),

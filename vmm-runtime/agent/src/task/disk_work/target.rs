@@ -8,7 +8,7 @@ use super::{
     pools::At,
 };
 use crate::instance::core::Failure;
-use paddock_crds::virtual_hard_disk::Precompact;
+use paddock_crds::virtual_hard_disk::{Defragment, Precompact};
 use paddock_crds::virtual_hard_disk_task::{ExportFormat, TaskResult};
 use paddock_free_space::{Disk, WalkError, free_space};
 use paddock_vhd::{
@@ -106,7 +106,7 @@ pub(super) fn compact(job: &Job<'_>) -> Result<TaskResult, Failure> {
             Precompact::Disabled => None,
         },
         target: Some(to.path.to_owned()),
-        defragment: true,
+        defragment: job.order.defragment == Defragment::Enabled,
     };
     match compact_disk(
         &at.pool,

@@ -2,7 +2,9 @@
 
 mod changes;
 mod claims;
+mod downloads;
 mod every;
+mod images;
 mod making;
 mod targets;
 
@@ -12,7 +14,7 @@ use paddock_crds::{
     VirtualHardDiskTaskStatus,
     host::{Pool as HostPool, PoolScope},
     reference::PoolFile,
-    virtual_hard_disk::{DiskType, ImageFormat, Precompact},
+    virtual_hard_disk::{Defragment, DiskType, ImageFormat, Precompact},
     virtual_hard_disk_task::{ExportFormat, Shrink, SourceFile, TaskSource},
 };
 use paddock_vhd::{Access, BlockDevice, ChildOptions, Gate, ParentSearch, Pool, Vhd, inspect};

@@ -83,6 +83,36 @@ fn compact_gives_back_zeros_and_with_precompact_free_space() {
 }
 
 #[test]
+fn compact_keeps_the_order_of_blocks_or_mends_it() {
+    let world = World::new();
+    let disk = task(TaskAction::Create, "d.vhd", |order| {
+        order.size_bytes = Some(8 * SIZE);
+    });
+    world.run(&disk).unwrap();
+    let opened = Vhd::open(&world.pool(), "d.vhd", Access::ReadWrite, Gate::open()).unwrap();
+    for block in [5, 2, 7] {
+        opened.write_at(&[9; 512], block * BLOCK).unwrap();
+    }
+    opened.close().unwrap();
+    for (target, defragment, runs) in [
+        ("kept.vhd", Defragment::Disabled, 3),
+        ("mended.vhd", Defragment::Enabled, 1),
+    ] {
+        let compact = task(TaskAction::Compact, "d.vhd", |order| {
+            order.target = Some(file(target));
+            order.defragment = defragment;
+        });
+        world.run(&compact).unwrap();
+        let found = inspect(&world.pool(), target).unwrap();
+        assert_eq!(
+            (found.allocated_blocks, found.fragments),
+            (Some(3), Some(runs)),
+            "{target}"
+        );
+    }
+}
+
+#[test]
 fn compact_gives_back_what_a_file_system_calls_free() {
     const IMAGE: usize = 32 << 20;
     let world = World::new();
