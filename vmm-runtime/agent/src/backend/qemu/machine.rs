@@ -1,5 +1,6 @@
 //! From an instance to the configuration of its `paddock-vmm`, and the checks that only this host can make.
 
+use super::serial;
 use crate::{
     backend::{GuestKey, StartOrder},
     host::{self, accelerator::Verdict},
@@ -22,9 +23,6 @@ use paddock_vmm::config::{
     MAX_IDE_DISK_BYTES, Machine, MissingUndo, NetworkAdapter, Qemu, UndoDisk, VmConfig,
 };
 use std::path::{Path, PathBuf};
-
-/// Longest serial number that virtio-blk and ATA hold, in bytes.
-const MAX_SERIAL: usize = 20;
 
 /// What runs an instance's instructions on a host with this verdict.
 ///
@@ -147,8 +145,6 @@ pub fn config(order: &StartOrder, with: &Circumstances<'_>) -> Result<VmConfig, 
 
 fn disk(host: &HostSpec, disk: &InstanceDisk, index: u32) -> Result<Disk, Failure> {
     let number = |value: i32| u32::try_from(value).unwrap_or(u32::MAX);
-    let mut serial = disk.name.clone();
-    serial.truncate(MAX_SERIAL);
     Ok(Disk {
         name: disk.name.clone(),
         bus: match disk.bus {
@@ -180,7 +176,7 @@ fn disk(host: &HostSpec, disk: &InstanceDisk, index: u32) -> Result<Disk, Failur
         },
         disk_epoch: u64::try_from(disk.disk_epoch).unwrap_or_default(),
         read_only: false,
-        serial,
+        serial: serial::of(&disk.name),
         boot_index: Some(index),
     })
 }
