@@ -131,6 +131,7 @@ impl QemuBackend {
         let networks = self.networks.clone();
         let key = key.clone();
         tokio::spawn(retried(
+            (NETWORK_RETRY, NETWORK_RETRY_MAX),
             move |failure: &Failure| {
                 warn!(instance = %key, error = failure.message, "its network is not restored yet");
             },
@@ -374,16 +375,19 @@ fn started_from(status: &VirtualMachineInstanceStatus, process_id: Option<i64>) 
     }
 }
 
-/// Tries until it works, with growing pauses.
-async fn retried<E, F>(note: impl Fn(&E), mut attempt: impl FnMut() -> F)
-where
+/// Tries until it works; the pauses grow from the first to the longest.
+async fn retried<E, F>(
+    (first, longest): (Duration, Duration),
+    note: impl Fn(&E),
+    mut attempt: impl FnMut() -> F,
+) where
     F: Future<Output = Result<(), E>>,
 {
-    let mut pause = NETWORK_RETRY;
+    let mut pause = first;
     while let Err(error) = attempt().await {
         note(&error);
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(NETWORK_RETRY_MAX);
+        pause = (pause * 2).min(longest);
     }
 }
 
@@ -480,10 +484,11 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_network_is_restored_however_long_it_takes() {
         let (tries, notes) = (Cell::new(0), Cell::new(0));
         retried(
+            (Duration::ZERO, Duration::ZERO),
             |_: &()| notes.set(notes.get() + 1),
             || {
                 tries.set(tries.get() + 1);
