@@ -67,6 +67,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("(self.type == 'External') == has(self.uplink)").message("uplink is required for an External network and only allowed there").field_path(".uplink"))]
 #[x_kube(validation = Rule::new("!has(self.dhcp) || !has(self.dhcp.mode) || self.dhcp.mode == 'Disabled' || has(self.subnet)").message("subnet is required when dhcp.mode is Enabled").field_path(".subnet"))]
+#[x_kube(validation = Rule::new("self.type != 'Internal' || has(self.subnet)").message("subnet is required on an Internal network").field_path(".subnet"))]
+#[x_kube(validation = Rule::new("!has(self.dhcp) || !has(self.dhcp.gateway) || !has(self.dhcp.mode) || self.dhcp.mode == 'Disabled' || (has(self.subnet) && isCIDR(self.subnet) && isIP(self.dhcp.gateway) && cidr(self.subnet).containsIP(self.dhcp.gateway))").message("dhcp.gateway must be an address of subnet").field_path(".dhcp.gateway"))]
 #[x_kube(validation = Rule::new("!has(self.hostAddress) || (self.type == 'Internal' && has(self.subnet) && isCIDR(self.subnet) && isIP(self.hostAddress) && cidr(self.subnet).containsIP(self.hostAddress))").message("hostAddress must be an address of subnet, on an Internal network").field_path(".hostAddress"))]
 #[x_kube(validation = Rule::new("!has(self.dhcp) || !has(self.dhcp.rangeStart) || (has(self.subnet) && isCIDR(self.subnet) && isIP(self.dhcp.rangeStart) && cidr(self.subnet).containsIP(self.dhcp.rangeStart))").message("dhcp.rangeStart must be an address of subnet").field_path(".dhcp.rangeStart"))]
 #[x_kube(validation = Rule::new("!has(self.dhcp) || !has(self.dhcp.rangeEnd) || (has(self.subnet) && isCIDR(self.subnet) && isIP(self.dhcp.rangeEnd) && cidr(self.subnet).containsIP(self.dhcp.rangeEnd))").message("dhcp.rangeEnd must be an address of subnet").field_path(".dhcp.rangeEnd"))]
@@ -84,10 +86,11 @@ pub struct VirtualNetworkSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub notes: Option<String>,
-    /// IPv4 subnet in CIDR form, /8 to /27, written as its network address (`192.168.50.0/24`).
+    /// IPv4 subnet in CIDR form, /8 to /27, written as its network address (`192.168.50.0/24`), of addresses that hosts can have. Required on an Internal network and with DHCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 18))]
     #[x_kube(validation = Rule::new("isCIDR(self) && cidr(self).ip().family() == 4 && cidr(self).prefixLength() >= 8 && cidr(self).prefixLength() <= 27 && cidr(self) == cidr(self).masked()").message("subnet must be an IPv4 network between /8 and /27 (a smaller one leaves no address after the 16 held back), such as 192.168.50.0/24"))]
+    #[x_kube(validation = Rule::new("!isCIDR(self) || !(cidr('0.0.0.0/8').containsCIDR(self) || cidr('127.0.0.0/8').containsCIDR(self) || cidr('224.0.0.0/3').containsCIDR(self) || cidr('169.254.0.0/16').containsCIDR(self) || cidr(self).containsCIDR('169.254.0.0/16'))").message("subnet must not hold loopback, link-local, multicast or reserved addresses"))]
     pub subnet: Option<String>,
     /// Internal: the host's own address. Default: the first usable of the subnet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -134,7 +137,7 @@ pub struct Dhcp {
     #[serde(default = "default_lease")]
     #[schemars(range(min = 60, max = 31536000))]
     pub lease_seconds: i32,
-    /// The router that guests are told. Omitted: none.
+    /// The router that guests are told, an address of the subnet. Omitted: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 15))]
     #[x_kube(validation = Rule::new("isIP(self) && ip(self).family() == 4").message("gateway must be an IPv4 address"))]

@@ -54,7 +54,7 @@ pub struct VirtualMachineSpec {
     pub memory: ByteQuantity,
     /// How it starts. Default: the BIOS boots the first disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub boot: Option<Boot>,
+    pub boot: Option<Box<Boot>>,
     /// Virtual hard disks, the first being the one that the BIOS boots. At most 32: 4 on IDE, 28 on SCSI, 16 on Virtio.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
@@ -74,7 +74,7 @@ pub struct VirtualMachineSpec {
     pub network_adapters: Vec<NetworkAdapter>,
     /// Only hosts whose labels match may run it. Default: any host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host_selector: Option<LabelSelector>,
+    pub host_selector: Option<Box<LabelSelector>>,
     /// Any text; when it changes, the running guest is shut down and started once. At most 64 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

@@ -103,7 +103,7 @@ pub struct InstanceConfig {
     pub memory_mebibytes: i64,
     /// Kernel started directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<InstanceKernel>,
+    pub kernel: Option<Box<InstanceKernel>>,
     /// Disks in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]

@@ -500,6 +500,31 @@ fn bounds_networks() {
             "subnet is required when dhcp.mode is Enabled",
         ),
         (
+            json!({"type": "Internal"}),
+            "subnet is required on an Internal network",
+        ),
+        (
+            json!({"type": "Internal", "subnet": "10.0.0.0/24",
+                "dhcp": {"mode": "Enabled", "gateway": "10.0.1.1"}}),
+            "dhcp.gateway must be an address of subnet",
+        ),
+        (
+            json!({"type": "Internal", "subnet": "127.1.2.0/24"}),
+            "must not hold loopback",
+        ),
+        (
+            json!({"type": "Private", "subnet": "169.254.7.0/24"}),
+            "must not hold loopback",
+        ),
+        (
+            json!({"type": "Private", "subnet": "169.0.0.0/8"}),
+            "must not hold loopback",
+        ),
+        (
+            json!({"type": "Private", "subnet": "240.0.0.0/24"}),
+            "must not hold loopback",
+        ),
+        (
             json!({"type": "Private", "subnet": "10.0.0.0/24", "hostAddress": "10.0.0.1"}),
             "hostAddress must be an address of subnet",
         ),

@@ -20,6 +20,7 @@ use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+const NOT_LEADER: &str = "this process is not the leader any more";
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Answers that wait to be taken in. Each host has at most one request under way.
 const ANSWERS: usize = 1_024;
@@ -49,6 +50,9 @@ pub async fn create(context: &Context, host: &str, epoch: i64) -> Result<(), Str
         return Err(format!(
             "a Host cannot be named \"{host}\": that lease is the operator's own"
         ));
+    }
+    if !context.writer.leads() {
+        return Err(NOT_LEADER.to_owned());
     }
     let params = PostParams::default();
     let target = api(context);
@@ -232,7 +236,7 @@ async fn fence(
     epoch: i64,
 ) -> Result<LeaseRecord, String> {
     if !context.writer.leads() {
-        return Err("this process is not the leader any more".to_owned());
+        return Err(NOT_LEADER.to_owned());
     }
     // A merge patch leaves everything else as the host wrote it; uid and version make it a compare-and-swap.
     let patch = serde_json::json!({"metadata": {

@@ -19,4 +19,6 @@ pub mod operator;
 pub mod queue;
 pub mod server;
 pub mod settings;
+mod shrink;
+pub mod trim;
 pub mod write;

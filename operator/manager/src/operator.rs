@@ -10,6 +10,7 @@ use crate::{
     queue::Queue,
     server,
     settings::Run,
+    trim,
     write::Writer,
 };
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
@@ -160,6 +161,11 @@ pub async fn run(settings: Run) -> Result<(), OperatorError> {
             "the watch over leases"
         });
     }
+    let trimmed = queue.clone();
+    parts.spawn(async move {
+        trim::run(&trimmed).await;
+        "giving memory back"
+    });
     let mut workers = JoinSet::new();
     let begin = {
         let (context, metrics, workers) = (context.clone(), metrics.clone(), &mut workers);

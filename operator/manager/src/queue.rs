@@ -2,6 +2,7 @@
 //!
 //! Its length is bounded by the number of objects. An object that is added while it is at work comes again after that.
 
+use crate::shrink::{give_back, give_back_set, smaller};
 use paddock_planner::ObjectKey;
 use std::{
     cmp::Reverse,
@@ -45,6 +46,7 @@ struct State {
     again: HashSet<Work>,
     later: BinaryHeap<Reverse<(Instant, Work)>>,
     due: HashMap<Work, Instant>,
+    done: u64,
     closed: bool,
 }
 
@@ -125,8 +127,12 @@ impl Queue {
     pub fn done(&self, work: &Work) {
         let mut state = self.state();
         state.active.remove(work);
+        state.done = state.done.wrapping_add(1);
         if state.again.remove(work) {
             state.add(work.clone());
+        }
+        if state.ready.is_empty() {
+            state.give_back();
         }
         drop(state);
         self.changed.notify_one();
@@ -137,6 +143,12 @@ impl Queue {
         self.state().closed = true;
         self.changed.notify_waiters();
         self.changed.notify_one();
+    }
+
+    /// How much work was done so far.
+    #[must_use]
+    pub fn done_so_far(&self) -> u64 {
+        self.state().done
     }
 
     /// How much waits for now.
@@ -152,6 +164,20 @@ impl State {
             self.again.insert(work);
         } else if self.queued.insert(work.clone()) {
             self.ready.push_back(work);
+        }
+    }
+
+    /// Gives the memory back that a burst took.
+    fn give_back(&mut self) {
+        give_back_set(&mut self.queued);
+        give_back_set(&mut self.active);
+        give_back_set(&mut self.again);
+        give_back(&mut self.due);
+        if let Some(room) = smaller(self.ready.len(), self.ready.capacity()) {
+            self.ready.shrink_to(room);
+        }
+        if let Some(room) = smaller(self.later.len(), self.later.capacity()) {
+            self.later.shrink_to(room);
         }
     }
 
@@ -198,6 +224,21 @@ mod tests {
         queue.close();
         assert_eq!(queue.take().await, None);
         assert_eq!(queue.take().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_burst_leaves_no_memory_taken() {
+        let queue = Queue::default();
+        for n in 0..10_000 {
+            queue.add(machine(&n.to_string()));
+        }
+        for _ in 0..10_000 {
+            let work = queue.take().await.unwrap();
+            queue.done(&work);
+        }
+        assert_eq!(queue.done_so_far(), 10_000);
+        let state = queue.state();
+        assert!(state.ready.capacity() <= 64 && state.queued.capacity() <= 64);
     }
 
     #[tokio::test(start_paused = true)]

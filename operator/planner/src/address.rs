@@ -66,30 +66,46 @@ pub enum Source {
     Status,
 }
 
-/// A machine's hold on a value.
+/// A machine's hold on a value. The least of two is the stronger: by source, then age, then name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Claim {
-    /// Where it comes from.
-    pub source: Source,
-    /// When the machine's object was made.
-    pub created: Option<Timestamp>,
+    source: Source,
+    created: Option<Timestamp>,
+    machine: ObjectKey,
+}
+
+impl Claim {
+    /// The hold of a machine whose object was made at `created`.
+    ///
+    /// Between instances, and between plans, age does not count: the object that tells the machine's age may be
+    /// unknown, and two machines have to agree on which of them yields.
+    #[must_use]
+    pub fn new(source: Source, created: Option<Timestamp>, machine: ObjectKey) -> Self {
+        let aged = matches!(source, Source::Spec | Source::Status);
+        Self {
+            source,
+            created: created.filter(|_| aged),
+            machine,
+        }
+    }
+
     /// The machine.
-    pub machine: ObjectKey,
+    #[must_use]
+    pub fn machine(&self) -> &ObjectKey {
+        &self.machine
+    }
 }
 
 /// Who holds which values, kept up to date as objects change.
 #[derive(Clone, Debug)]
 pub struct Claims<T: Eq + Hash> {
     holders: HashMap<T, Vec<Claim>>,
-    /// By source; a list, because there are four of them at most.
-    held: HashMap<ObjectKey, Vec<(Source, Vec<T>)>>,
 }
 
 impl<T: Eq + Hash> Default for Claims<T> {
     fn default() -> Self {
         Self {
             holders: HashMap::new(),
-            held: HashMap::new(),
         }
     }
 }
@@ -99,23 +115,16 @@ pub type MacClaims = Claims<Mac>;
 /// Who holds which address on which network.
 pub type AddressClaims = Claims<(ObjectKey, Ipv4Addr)>;
 
-impl<T: Clone + Eq + Hash> Claims<T> {
-    /// Replaces all that a machine holds from one source.
+impl<T: Eq + Hash> Claims<T> {
+    /// Replaces all that a machine holds from one source: `old` is what it was last given as `new`.
     pub fn replace(
         &mut self,
         machine: &ObjectKey,
         source: Source,
         created: Option<Timestamp>,
-        values: Vec<T>,
+        old: Vec<T>,
+        new: Vec<T>,
     ) {
-        let old = self
-            .held
-            .get_mut(machine)
-            .and_then(|by_source| {
-                let at = by_source.iter().position(|(s, _)| *s == source)?;
-                Some(by_source.swap_remove(at).1)
-            })
-            .unwrap_or_default();
         for value in old {
             if let Some(claims) = self.holders.get_mut(&value) {
                 claims.retain(|c| c.machine != *machine || c.source != source);
@@ -124,28 +133,22 @@ impl<T: Clone + Eq + Hash> Claims<T> {
                 }
             }
         }
-        for value in &values {
-            let claims = self.holders.entry(value.clone()).or_default();
-            let claim = Claim {
-                source,
-                created,
-                machine: machine.clone(),
-            };
+        for value in new {
+            let claims = self.holders.entry(value).or_default();
+            let claim = Claim::new(source, created, machine.clone());
             if !claims.contains(&claim) {
                 claims.reserve_exact(1);
                 claims.push(claim);
             }
         }
-        if !values.is_empty() {
-            let by_source = self.held.entry(machine.clone()).or_default();
-            by_source.reserve_exact(1);
-            by_source.push((source, values));
-        } else if self.held.get(machine).is_some_and(Vec::is_empty) {
-            self.held.remove(machine);
+        let (used, taken) = (self.holders.len(), self.holders.capacity());
+        if taken > 64 && used < taken / 8 {
+            // What a burst of machines took is given back.
+            self.holders.shrink_to(used * 2);
         }
     }
 
-    /// The strongest hold of a machine other than `machine`: by source, then age, then name.
+    /// The strongest hold of a machine other than `machine`.
     #[must_use]
     pub fn strongest_other(&self, value: &T, machine: &ObjectKey) -> Option<&Claim> {
         self.holders
@@ -200,19 +203,31 @@ mod tests {
             ObjectKey::new("n", "b"),
             ObjectKey::new("n", "c"),
         );
-        claims.replace(&b, Source::Spec, at(2), vec![7]);
-        claims.replace(&a, Source::Spec, at(2), vec![7]);
+        claims.replace(&b, Source::Spec, at(2), vec![], vec![7]);
+        claims.replace(&a, Source::Spec, at(2), vec![], vec![7]);
         assert_eq!(claims.strongest_other(&7, &c).unwrap().machine, a);
-        claims.replace(&b, Source::Spec, at(1), vec![7]);
+        claims.replace(&b, Source::Spec, at(1), vec![7], vec![7]);
         assert_eq!(claims.strongest_other(&7, &c).unwrap().machine, b);
-        claims.replace(&c, Source::Instance, at(3), vec![7]);
+        claims.replace(&c, Source::Instance, at(3), vec![], vec![7]);
         assert_eq!(claims.strongest_other(&7, &a).unwrap().machine, c);
         assert_eq!(claims.strongest_other(&7, &c).unwrap().machine, b);
         for key in [&a, &b] {
-            claims.replace(key, Source::Spec, None, vec![]);
+            claims.replace(key, Source::Spec, None, vec![7], vec![]);
         }
         assert_eq!(claims.strongest_other(&7, &c), None);
-        claims.replace(&c, Source::Instance, None, vec![]);
-        assert!(claims.holders.is_empty() && claims.held.is_empty());
+        claims.replace(&c, Source::Instance, None, vec![7], vec![]);
+        assert!(claims.holders.is_empty());
+    }
+
+    #[test]
+    fn of_two_instances_with_one_value_one_yields() {
+        let (a, b) = (ObjectKey::new("n", "a"), ObjectKey::new("n", "b"));
+        let mut claims = Claims::<u8>::default();
+        // Each instance was made at another time than its machine.
+        claims.replace(&a, Source::Instance, at(9), vec![], vec![7]);
+        claims.replace(&b, Source::Instance, at(8), vec![], vec![7]);
+        let mine = |key: &ObjectKey, made| Claim::new(Source::Instance, at(made), key.clone());
+        assert!(*claims.strongest_other(&7, &a).unwrap() > mine(&a, 2));
+        assert!(*claims.strongest_other(&7, &b).unwrap() < mine(&b, 1));
     }
 }

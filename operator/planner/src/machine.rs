@@ -11,10 +11,10 @@
 //! run, another instance's proof would say nothing of it, and only the person's word that the host is off counts.
 
 mod ending;
+mod reservation;
 pub(crate) mod undo;
 
 use crate::{
-    address::Mac,
     identity::{ObjectKey, deleting, has_finalizer, name, uid},
     machine_status::{self as status, Situation},
     memory,
@@ -32,9 +32,10 @@ use paddock_crds::{
     virtual_machine::{RunPolicy, UndoMode},
     virtual_machine_instance::Power,
 };
+pub use reservation::Reservation;
+use reservation::reserve;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
     sync::Arc,
 };
 
@@ -116,21 +117,6 @@ pub enum Action {
     ReleaseInstance,
     /// Take the finalizer off the machine.
     RemoveFinalizer,
-}
-
-/// What a plan takes before the API shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reservation {
-    /// The host.
-    pub host: String,
-    /// Bytes of its memory.
-    pub memory: u64,
-    /// Names of the machine's disks.
-    pub disks: Vec<String>,
-    /// MAC addresses.
-    pub macs: Vec<Mac>,
-    /// Addresses with the names of their networks.
-    pub addresses: Vec<(String, Ipv4Addr)>,
 }
 
 /// What to do for one machine, and what to say of it.
@@ -418,6 +404,7 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
     let mut spec = instance.spec.clone();
     let mut actions = Vec::new();
     let mut blocked: Vec<Refusal> = Vec::new();
+    let mut reservation = None;
     let resolved = resolve::resolve(vm, &s.references);
     let view = host(s, &instance.spec.host);
     let epoch = view.and_then(HostView::epoch);
@@ -441,7 +428,11 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
             Some(view.name().to_owned()),
         );
         match placement::refuse(&alone, &need) {
-            Some(why) if vm.spec.restart_token != instance.spec.restart_token => {
+            // A token that is taken away asks for nothing.
+            Some(why)
+                if vm.spec.restart_token.is_some()
+                    && vm.spec.restart_token != instance.spec.restart_token =>
+            {
                 // The restart that was asked for cannot be had here: end it, and place the new configuration anew.
                 let mut plan = stop(s, vm, instance);
                 plan.pending = true;
@@ -466,8 +457,8 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
                     held.get(name(&disk.metadata)).cloned().unwrap_or_default()
                 });
                 if let Some(config) = config {
-                    reservation = reserve_added(s, vm, reserve(view, &need, &resolved));
                     actions = steps;
+                    reservation = Some(reserve(view, &need, &resolved));
                     spec.config_revision = config_revision(&config);
                     spec.config = config;
                 }
@@ -485,6 +476,8 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
         });
     }
     Plan {
+        // Without a step, the API shows already all that it takes.
+        reservation: reservation.filter(|_| !actions.is_empty()),
         actions,
         status: Some(status::of(
             s,
@@ -496,20 +489,8 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
                 blocked: &blocked,
             },
         )),
-        reservation,
         pending: !blocked.is_empty(),
     }
-}
-
-/// What a machine that has its host takes in addition: disks that it does not hold yet. Its memory is its instance's.
-fn reserve_added(s: &Snapshot<'_>, vm: &VirtualMachine, all: Reservation) -> Option<Reservation> {
-    let is_held = |disk: &String| {
-        let mut held = s.held.iter().filter(|d| attached_to(d, uid(&vm.metadata)));
-        held.any(|d| name(&d.metadata) == disk)
-    };
-    let mut added = Reservation { memory: 0, ..all };
-    added.disks.retain(|disk| !is_held(disk));
-    (!added.disks.is_empty()).then_some(added)
 }
 
 /// The memory in MiB to keep from others beyond what `spec` asks for: a guest gives none back before it is started anew.
@@ -648,29 +629,6 @@ fn any_failed(resolved: &Resolved) -> bool {
         let status = d.disk.status.as_ref();
         status.is_some_and(|s| s.state == DiskState::Failed)
     })
-}
-
-fn reserve(view: &HostView, need: &placement::Need, resolved: &Resolved) -> Reservation {
-    Reservation {
-        host: view.name().to_owned(),
-        memory: need.memory,
-        disks: need.disks.iter().map(|d| d.name.clone()).collect(),
-        macs: resolved
-            .assigned
-            .iter()
-            .filter_map(|a| a.mac_address.parse().ok())
-            .collect(),
-        addresses: resolved
-            .assigned
-            .iter()
-            .filter_map(|a| {
-                Some((
-                    a.virtual_network.clone()?,
-                    a.ip_address.as_deref()?.parse().ok()?,
-                ))
-            })
-            .collect(),
-    }
 }
 
 fn refused(

@@ -425,7 +425,7 @@ impl Resolved {
             memory: crate::memory::need(vm.spec.memory.bytes()),
             cores: vm.spec.cpu.cores,
             acceleration: vm.spec.acceleration,
-            selector: vm.spec.host_selector.clone(),
+            selector: vm.spec.host_selector.as_deref().cloned(),
             disks,
             image_pools: kernel.map(|k| k.pool.clone()).into_iter().collect(),
             uplinks: self.uplinks.clone(),
@@ -492,10 +492,12 @@ pub fn bare_config(vm: &VirtualMachine) -> InstanceConfig {
         acceleration: vm.spec.acceleration,
         cores: vm.spec.cpu.cores,
         memory_mebibytes: i64::try_from(vm.spec.memory.bytes() >> 20).unwrap_or(i64::MAX),
-        kernel: kernel.map(|k| InstanceKernel {
-            kernel: k.kernel_file(),
-            initrd: k.initrd_file(),
-            command_line: k.command_line.clone(),
+        kernel: kernel.map(|k| {
+            Box::new(InstanceKernel {
+                kernel: k.kernel_file(),
+                initrd: k.initrd_file(),
+                command_line: k.command_line.clone(),
+            })
         }),
         disks: Vec::new(),
         network_adapters: Vec::new(),

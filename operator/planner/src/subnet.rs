@@ -8,8 +8,13 @@ use std::net::Ipv4Addr;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidNetwork {
     /// The subnet is missing although it is needed.
-    #[error("spec.subnet is required when spec.dhcp.mode is Enabled")]
+    #[error("spec.subnet is required on an Internal network, and when spec.dhcp.mode is Enabled")]
     SubnetMissing,
+    /// The subnet holds addresses that no host can have.
+    #[error(
+        "spec.subnet {0} holds loopback, link-local, multicast or reserved addresses; choose another such as 192.168.50.0/24"
+    )]
+    NotUnicast(Ipv4Net),
     /// The subnet is no IPv4 network address between /8 and /27.
     #[error("spec.subnet {0:?} is not an IPv4 network between /8 and /27 such as 192.168.50.0/24")]
     Subnet(String),
@@ -97,6 +102,15 @@ fn address(field: &'static str, text: &str) -> Result<Ipv4Addr, InvalidNetwork> 
     })
 }
 
+/// Whether hosts can have the addresses of a subnet of /8 or smaller: what the agents accept.
+fn is_unicast(subnet: Ipv4Net) -> bool {
+    let link_local = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
+    let first = subnet.network().octets()[0];
+    !matches!(first, 0 | 127 | 224..)
+        && !subnet.contains(&link_local)
+        && !link_local.contains(&subnet)
+}
+
 /// Parses a network's addresses.
 ///
 /// The range runs from the first to the last usable address of the subnet unless the spec narrows it; its first
@@ -104,7 +118,7 @@ fn address(field: &'static str, text: &str) -> Result<Ipv4Addr, InvalidNetwork> 
 pub fn parse(spec: &VirtualNetworkSpec) -> Result<Segment, InvalidNetwork> {
     let dhcp = spec.dhcp.mode == DhcpMode::Enabled;
     let Some(text) = &spec.subnet else {
-        return if dhcp {
+        return if dhcp || spec.network_type == NetworkType::Internal {
             Err(InvalidNetwork::SubnetMissing)
         } else {
             Ok(Segment {
@@ -118,6 +132,9 @@ pub fn parse(spec: &VirtualNetworkSpec) -> Result<Segment, InvalidNetwork> {
     let subnet: Ipv4Net = text.parse().map_err(|_| bad())?;
     if !(8..=27).contains(&subnet.prefix_len()) || subnet.trunc() != subnet {
         return Err(bad());
+    }
+    if !is_unicast(subnet) {
+        return Err(InvalidNetwork::NotUnicast(subnet));
     }
     // A prefix of 27 or less leaves at least 30 usable addresses, so that neither sum nor difference wraps.
     let usable_first = u32::from(subnet.network()) + 1;
@@ -138,7 +155,9 @@ pub fn parse(spec: &VirtualNetworkSpec) -> Result<Segment, InvalidNetwork> {
         .dhcp
         .gateway
         .as_deref()
-        .map(|t| address("spec.dhcp.gateway", t))
+        // Without DHCP nobody is told of it.
+        .filter(|_| dhcp)
+        .map(|t| inside("spec.dhcp.gateway", t))
         .transpose()?;
     let mut excluded: Vec<Ipv4Addr> = gateway.into_iter().collect();
     for text in &spec.dhcp.dns {
@@ -246,6 +265,45 @@ mod tests {
             parse(&spec).unwrap().host_address,
             Some(Ipv4Addr::new(10, 0, 0, 2))
         );
+    }
+
+    #[test]
+    fn refuses_what_no_host_accepts() {
+        let mut bare = internal("10.0.0.0/24");
+        bare.subnet = None;
+        bare.dhcp.mode = DhcpMode::Disabled;
+        assert_eq!(parse(&bare), Err(InvalidNetwork::SubnetMissing));
+        bare.network_type = NetworkType::Private;
+        assert!(parse(&bare).is_ok());
+        for subnet in [
+            "0.0.0.0/8",
+            "127.0.0.0/8",
+            "127.1.2.0/24",
+            "169.254.7.0/24",
+            "169.0.0.0/8",
+            "224.0.0.0/24",
+            "240.0.0.0/8",
+        ] {
+            let expected = InvalidNetwork::NotUnicast(subnet.parse().unwrap());
+            assert_eq!(parse(&internal(subnet)), Err(expected));
+        }
+        for subnet in ["126.0.0.0/8", "169.253.0.0/16", "223.255.255.0/24"] {
+            assert!(parse(&internal(subnet)).is_ok(), "{subnet}");
+        }
+        let mut spec = internal("10.0.0.0/24");
+        for gateway in ["10.0.1.1", "10.0.0.0", "10.0.0.255"] {
+            spec.dhcp.gateway = Some(gateway.to_owned());
+            assert_eq!(
+                parse(&spec),
+                Err(InvalidNetwork::Outside {
+                    field: "spec.dhcp.gateway",
+                    address: gateway.to_owned(),
+                    subnet: "10.0.0.0/24".parse().unwrap(),
+                })
+            );
+        }
+        spec.dhcp.mode = DhcpMode::Disabled;
+        assert!(parse(&spec).is_ok());
     }
 
     #[test]

@@ -671,6 +671,24 @@ fn a_disk_in_deletion_is_not_attached_anew() {
 }
 
 #[test]
+fn a_token_that_is_taken_away_ends_nothing() {
+    let (mut model, key) = running();
+    model.change(&key, |spec| spec.restart_token = Some("again".to_owned()));
+    model.settle(&key);
+    model.answer(&key);
+    model.settle(&key);
+    model.change(&key, |spec| {
+        spec.restart_token = None;
+        // More than any host has: a restart that is asked for would end it here.
+        spec.memory = ByteQuantity::from_bytes(1 << 40);
+    });
+    model.settle(&key);
+    let instance = &model.instances[&key];
+    assert_eq!(instance.metadata.deletion_timestamp, None);
+    assert_eq!(instance.spec.restart_token, None);
+}
+
+#[test]
 fn machine_names_with_dots_are_one_label_for_the_guest() {
     let mut model = Model::new(vec![host("host-a", "2Gi")]);
     let mut vm = machine("m", 64);

@@ -5,7 +5,9 @@
 use futures::{FutureExt, future::BoxFuture};
 use kube::runtime::watcher::Event as Watch;
 use paddock_agent::{
-    backend::{Backend, GuestKey, Leftover, Monitor, StartOrder, Teller, hollow::Hollow},
+    backend::{
+        Backend, GuestKey, KnownUids, Leftover, Monitor, StartOrder, Teller, hollow::Hollow,
+    },
     clock::{Boottime, SystemClock},
     instance::{
         actor::{InstanceApi, StatusWriteError, Surroundings},
@@ -28,7 +30,7 @@ use paddock_crds::{
     virtual_machine_instance::{InstanceConfig, InstancePhase, Power},
 };
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -281,12 +283,25 @@ async fn a_status_that_was_not_taken_is_written_again() {
     assert_eq!(host.metrics.status_write_failures.get(), 2);
 }
 
-/// Hollow, but an instance named `slow` never gets ready.
-struct Stuck(Hollow);
+/// Hollow, but an instance named `slow` never gets ready, and it tells what it was asked for.
+#[derive(Default)]
+struct Scripted {
+    hollow: Hollow,
+    leftovers: Vec<Leftover>,
+    cleared: Arc<Mutex<Vec<String>>>,
+    sweep: Option<Arc<Sweep>>,
+}
 
-impl Backend for Stuck {
+/// A sweep that takes its time before it asks whether `uid-late` is known.
+struct Sweep {
+    begun: Semaphore,
+    go_on: Semaphore,
+    knew: Mutex<Option<bool>>,
+}
+
+impl Backend for Scripted {
     fn inventory(&self) -> BoxFuture<'_, Result<Vec<Leftover>, String>> {
-        self.0.inventory()
+        async { Ok(self.leftovers.clone()) }.boxed()
     }
     fn examine<'a>(
         &'a self,
@@ -294,45 +309,106 @@ impl Backend for Stuck {
         status: &'a VirtualMachineInstanceStatus,
         teller: Teller,
     ) -> BoxFuture<'a, Result<(Found, Option<Monitor>), String>> {
-        self.0.examine(key, status, teller)
+        self.hollow.examine(key, status, teller)
     }
     fn prepare<'a>(&'a self, order: &'a StartOrder) -> BoxFuture<'a, Result<(), Failure>> {
         if order.key.name == "slow" {
             return std::future::pending().boxed();
         }
-        self.0.prepare(order)
+        self.hollow.prepare(order)
     }
     fn spawn<'a>(
         &'a self,
         order: &'a StartOrder,
         teller: Teller,
     ) -> BoxFuture<'a, Result<(Started, Monitor), Failure>> {
-        self.0.spawn(order, teller)
+        self.hollow.spawn(order, teller)
     }
     fn set_power<'a>(
         &'a self,
         key: &'a GuestKey,
         power: Power,
     ) -> BoxFuture<'a, Result<(), String>> {
-        self.0.set_power(key, power)
+        self.hollow.set_power(key, power)
     }
     fn stop<'a>(&'a self, key: &'a GuestKey, deadline: u32) -> BoxFuture<'a, Result<(), String>> {
-        self.0.stop(key, deadline)
+        self.hollow.stop(key, deadline)
     }
     fn clear<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
-        self.0.clear(uid)
+        self.cleared.lock().unwrap().push(uid.to_owned());
+        self.hollow.clear(uid)
     }
     fn clean<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
-        self.0.clean(uid)
+        self.hollow.clean(uid)
     }
-    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>> {
-        self.0.sweep(known)
+    fn serve_dhcp<'a>(&'a self, order: &'a StartOrder) -> BoxFuture<'a, Result<(), Failure>> {
+        self.hollow.serve_dhcp(order)
+    }
+    fn sweep<'a>(&'a self, known: &'a KnownUids) -> BoxFuture<'a, Result<(), String>> {
+        async move {
+            if let Some(sweep) = &self.sweep {
+                sweep.begun.add_permits(1);
+                sweep.go_on.acquire().await.unwrap().forget();
+                *sweep.knew.lock().unwrap() = Some(known.contains("uid-late"));
+            }
+            Ok(())
+        }
+        .boxed()
     }
 }
 
 #[tokio::test]
+async fn a_sweep_spares_what_came_while_it_went_on() {
+    let sweep = Arc::new(Sweep {
+        begun: Semaphore::new(0),
+        go_on: Semaphore::new(0),
+        knew: Mutex::new(None),
+    });
+    let host = Host::start(
+        Scripted {
+            sweep: Some(sweep.clone()),
+            ..Scripted::default()
+        },
+        4,
+    );
+    host.watch.send(Watch::Init).await.unwrap();
+    host.watch.send(Watch::InitDone).await.unwrap();
+    sweep.begun.acquire().await.unwrap().forget();
+    host.apply(&instance("late", 1, Power::Running)).await;
+    eventually("running", || host.metrics.instances_up.get() == 1).await;
+    sweep.go_on.add_permits(1);
+    eventually("swept", || sweep.knew.lock().unwrap().is_some()).await;
+    assert_eq!(*sweep.knew.lock().unwrap(), Some(true));
+}
+
+#[tokio::test]
+async fn remains_without_a_name_are_killed_only_if_no_instance_has_their_uid() {
+    let nameless = |uid: &str| Leftover {
+        uid: uid.to_owned(),
+        key: None,
+    };
+    let cleared = Arc::new(Mutex::default());
+    let host = Host::start(
+        Scripted {
+            leftovers: vec![nameless("uid-a"), nameless("uid-x")],
+            cleared: Arc::clone(&cleared),
+            ..Scripted::default()
+        },
+        4,
+    );
+    let a = instance("a", 1, Power::Running);
+    host.api.put(&a);
+    for event in [Watch::Init, Watch::InitApply(a), Watch::InitDone] {
+        host.watch.send(event).await.unwrap();
+    }
+    eventually("running", || host.metrics.instances_up.get() == 1).await;
+    eventually("cleared", || !cleared.lock().unwrap().is_empty()).await;
+    assert_eq!(*cleared.lock().unwrap(), ["uid-x"]);
+}
+
+#[tokio::test]
 async fn one_that_hangs_delays_no_other() {
-    let host = Host::start(Stuck(Hollow::default()), 2);
+    let host = Host::start(Scripted::default(), 2);
     host.apply(&instance("slow", 1, Power::Running)).await;
     for index in 0..20 {
         host.apply(&instance(&format!("n{index}"), 1, Power::Running))
@@ -349,6 +425,7 @@ async fn one_that_hangs_delays_no_other() {
 #[derive(Default)]
 struct Tasks {
     objects: Mutex<HashMap<String, VirtualHardDiskTask>>,
+    reads: AtomicUsize,
     reports: Mutex<Vec<(String, Report)>>,
     /// Whether every report is refused, since the task is another host's.
     gone: AtomicBool,
@@ -370,6 +447,7 @@ impl TaskApi for Tasks {
         &'a self,
         key: &'a TaskKey,
     ) -> BoxFuture<'a, Result<Option<VirtualHardDiskTask>, String>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         let found = self.objects.lock().unwrap().get(&key.uid).cloned();
         async move { Ok(found) }.boxed()
     }
@@ -557,6 +635,25 @@ impl TaskHost {
         self.api.objects.lock().unwrap().insert(uid, task.clone());
         self.watch.send(Watch::Apply(task.clone())).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_epoch_past_its_deadline_starts_no_task() {
+    let host = TaskHost::start();
+    let hold_until = |milliseconds| {
+        host.lease.set(Some(Held {
+            epoch: EPOCH,
+            until: Boottime::from_millis(milliseconds),
+        }));
+    };
+    hold_until(0);
+    host.apply(&task("late", EPOCH)).await;
+    eventually("asked again", || host.api.reads.load(Ordering::SeqCst) >= 2).await;
+    assert_eq!(host.worker.most.load(Ordering::SeqCst), 0);
+    hold_until(u64::MAX);
+    host.worker.go_on.add_permits(1);
+    eventually("done", || host.api.of("late").len() == 1).await;
+    assert_eq!(host.api.of("late")[0].state, TaskState::Succeeded);
 }
 
 #[tokio::test]

@@ -64,8 +64,8 @@ fn run(config: &Path, cgroup: Option<&Path>) -> anyhow::Result<ExitCode> {
         let procs = cgroup.join("cgroup.procs");
         std::fs::write(&procs, "0").with_context(|| format!("join cgroup {}", procs.display()))?;
     }
-    // Out of the agent's session, so that what ends that does not end the machine. Fails for one who leads a group
-    // already, as when started from a shell; then there is nothing to leave.
+    // Out of the starter's session, so that what ends that does not end the machine. Fails for one who leads a group
+    // already: the agent gives it a session, a shell a group that nothing of the shell ends.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // The guest's memory belongs in no core file. QEMU inherits the limit.

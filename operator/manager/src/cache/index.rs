@@ -3,9 +3,11 @@
 use super::{
     Follow, World,
     files::{self, FileKey},
+    held::{instance_addresses, instance_macs, spec_macs, status_addresses, status_macs},
+    sets::Sets,
     table::{Change, Kept, Table},
 };
-use crate::queue::Work;
+use crate::{queue::Work, shrink::give_back};
 use paddock_crds::{
     Host, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualMachineInstance,
     VirtualNetwork,
@@ -13,94 +15,15 @@ use paddock_crds::{
 };
 use paddock_planner::{
     ObjectKey,
-    address::{AddressClaims, Mac, MacClaims, Source},
+    address::{AddressClaims, MacClaims, Source},
     disk, identity,
-    machine::Reservation,
+    machine::{Reservation, instance_memory},
     resolve,
 };
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
-    hash::Hash,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
 };
-
-/// Sets by key; an empty set takes no room.
-struct Sets<K>(HashMap<K, Members>);
-
-/// A set's members. Nearly all sets have one, and a tree's smallest node has room for eleven.
-enum Members {
-    One(ObjectKey),
-    Many(BTreeSet<ObjectKey>),
-}
-
-impl Members {
-    fn len(&self) -> usize {
-        match self {
-            Members::One(_) => 1,
-            Members::Many(set) => set.len(),
-        }
-    }
-}
-
-impl<K> Default for Sets<K> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: Eq + Hash> Sets<K> {
-    fn insert(&mut self, key: K, member: &ObjectKey) {
-        match self.0.entry(key) {
-            Entry::Vacant(entry) => {
-                entry.insert(Members::One(member.clone()));
-            }
-            Entry::Occupied(mut entry) => match entry.get_mut() {
-                Members::One(only) if only == member => {}
-                Members::One(only) => {
-                    let both = BTreeSet::from([only.clone(), member.clone()]);
-                    entry.insert(Members::Many(both));
-                }
-                Members::Many(set) => {
-                    set.insert(member.clone());
-                }
-            },
-        }
-    }
-
-    fn remove(&mut self, key: &K, member: &ObjectKey) {
-        let is_empty = match self.0.get_mut(key) {
-            None => return,
-            Some(Members::One(only)) => only == member,
-            Some(Members::Many(set)) => {
-                set.remove(member);
-                set.is_empty()
-            }
-        };
-        if is_empty {
-            self.0.remove(key);
-        }
-    }
-
-    fn get<Q: ?Sized + Eq + Hash>(&self, key: &Q) -> impl Iterator<Item = &ObjectKey>
-    where
-        K: std::borrow::Borrow<Q>,
-    {
-        let (one, many) = match self.0.get(key) {
-            None => (None, None),
-            Some(Members::One(only)) => (Some(only), None),
-            Some(Members::Many(set)) => (None, Some(set)),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
-    }
-}
-
-/// What a plan took before the API shows it.
-pub struct Reserved {
-    /// UID of the machine.
-    pub uid: String,
-    /// What it takes.
-    pub what: Reservation,
-}
 
 /// What refers to what.
 #[derive(Default)]
@@ -117,7 +40,7 @@ pub struct Index {
     pub macs: MacClaims,
     /// Who holds which IP address.
     pub addresses: AddressClaims,
-    reserved: BTreeMap<ObjectKey, Reserved>,
+    reserved: BTreeMap<ObjectKey, Reservation>,
     reserved_disks: HashMap<ObjectKey, ObjectKey>,
     task_disks: HashMap<ObjectKey, ObjectKey>,
     tasks_named: Sets<ObjectKey>,
@@ -185,11 +108,8 @@ impl Index {
     /// How many tasks each host works on.
     #[must_use]
     pub fn busy(&self) -> BTreeMap<String, usize> {
-        self.tasks_on
-            .0
-            .iter()
-            .map(|(host, tasks)| (host.clone(), tasks.len()))
-            .collect()
+        let by_host = self.tasks_on.sizes();
+        by_host.map(|(host, tasks)| (host.clone(), tasks)).collect()
     }
 
     /// Disks with a task on a host.
@@ -219,8 +139,14 @@ impl Index {
     }
 
     /// What plans took, by machine.
-    pub fn reservations(&self) -> impl Iterator<Item = (&ObjectKey, &Reserved)> {
+    pub fn reservations(&self) -> impl Iterator<Item = (&ObjectKey, &Reservation)> {
         self.reserved.iter()
+    }
+
+    /// What a machine's plan took.
+    #[must_use]
+    pub fn reservation(&self, machine: &ObjectKey) -> Option<&Reservation> {
+        self.reserved.get(machine)
     }
 
     /// The machine whose plan is just taking a disk.
@@ -230,40 +156,37 @@ impl Index {
     }
 
     /// Replaces what a machine's plan took.
-    pub fn reserve(&mut self, machine: &ObjectKey, uid: &str, what: Option<Reservation>) {
-        if let Some(old) = self.reserved.remove(machine) {
-            for disk in old.what.disks {
-                self.reserved_disks
-                    .remove(&ObjectKey::new(&machine.namespace, &disk));
-            }
-        } else if what.is_none() {
+    pub fn reserve(&mut self, machine: &ObjectKey, what: Option<Reservation>) {
+        let old = self.reserved.remove(machine);
+        if old.is_none() && what.is_none() {
             return;
         }
-        let network = |name: &str| ObjectKey::new(&machine.namespace, name);
-        let (macs, addresses) = what.as_ref().map_or((vec![], vec![]), |w| {
-            (
-                w.macs.clone(),
-                w.addresses
-                    .iter()
-                    .map(|(name, address)| (network(name), *address))
-                    .collect(),
-            )
-        });
-        self.macs.replace(machine, Source::Planned, None, macs);
+        for disk in old.iter().flat_map(|old| &old.disks) {
+            let disk = ObjectKey::new(&machine.namespace, disk);
+            self.reserved_disks.remove(&disk);
+        }
+        give_back(&mut self.reserved_disks);
+        let macs = |what: &Option<Reservation>| {
+            what.as_ref()
+                .map_or_else(Vec::new, |what| what.macs.clone())
+        };
+        let addresses = |what: &Option<Reservation>| -> Vec<(ObjectKey, Ipv4Addr)> {
+            let named = what.iter().flat_map(|what| &what.addresses);
+            named
+                .map(|(name, address)| (ObjectKey::new(&machine.namespace, name), *address))
+                .collect()
+        };
+        let source = Source::Planned;
+        self.macs
+            .replace(machine, source, None, macs(&old), macs(&what));
         self.addresses
-            .replace(machine, Source::Planned, None, addresses);
+            .replace(machine, source, None, addresses(&old), addresses(&what));
         if let Some(what) = what {
             for disk in &what.disks {
                 self.reserved_disks
                     .insert(ObjectKey::new(&machine.namespace, disk), machine.clone());
             }
-            self.reserved.insert(
-                machine.clone(),
-                Reserved {
-                    uid: uid.to_owned(),
-                    what,
-                },
-            );
+            self.reserved.insert(machine.clone(), what);
         }
     }
 }
@@ -280,8 +203,14 @@ fn commitment(disk: &VirtualHardDisk) -> Option<((String, Option<String>), i64)>
     Some((key, status.size_bytes.unwrap_or(0)))
 }
 
-fn macs<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Mac> {
-    texts.filter_map(|text| text.parse().ok()).collect()
+/// What `of` finds in an object, nothing without one.
+fn all_of<K, T>(object: Option<&std::sync::Arc<K>>, of: impl Fn(&K) -> Vec<T>) -> Vec<T> {
+    object.map_or_else(Vec::new, |object| of(object))
+}
+
+/// Whether something that was there is there no more.
+fn lost<T: PartialEq>(old: &[T], new: &[T]) -> bool {
+    old.iter().any(|value| !new.contains(value))
 }
 
 impl Kept for VirtualMachine {
@@ -321,9 +250,6 @@ impl Kept for VirtualMachine {
                 index.network_users.remove(&network, key);
             }
         }
-        let mut spec_macs = Vec::new();
-        let mut status_macs = Vec::new();
-        let mut addresses = Vec::new();
         let mut created = None;
         match &change.new {
             Some(new) => {
@@ -336,25 +262,11 @@ impl Kept for VirtualMachine {
                 for network in networks(new) {
                     index.network_users.insert(network, key);
                 }
-                spec_macs = macs(
-                    new.spec
-                        .network_adapters
-                        .iter()
-                        .filter_map(|a| a.mac_address.as_deref()),
-                );
-                let assigned = new.status.iter().flat_map(|s| &s.network_adapters);
-                status_macs = macs(assigned.clone().map(|a| a.mac_address.as_str()));
-                addresses = assigned
-                    .filter_map(|a| {
-                        let network = sibling(a.virtual_network.as_deref()?);
-                        Some((network, a.ip_address.as_deref()?.parse().ok()?))
-                    })
-                    .collect::<Vec<(ObjectKey, Ipv4Addr)>>();
             }
             None => {
                 // Its memory, disks and addresses may be what another waits for.
                 follow.push(Follow::Pending);
-                index.reserve(key, "", None);
+                index.reserve(key, None);
                 world.pending_machines.remove(key);
                 if let Some(old) = &change.old {
                     world.never_ordered.remove(identity::uid(&old.metadata));
@@ -378,13 +290,21 @@ impl Kept for VirtualMachine {
             // It may have given up an address or a disk that another waits for.
             follow.push(Follow::Pending);
         }
-        index.macs.replace(key, Source::Spec, created, spec_macs);
-        index
-            .macs
-            .replace(key, Source::Status, created, status_macs);
+        let (old, new) = (change.old.as_ref(), change.new.as_ref());
+        let (was, is) = (all_of(old, spec_macs), all_of(new, spec_macs));
+        index.macs.replace(key, Source::Spec, created, was, is);
+        let (was, is) = (all_of(old, status_macs), all_of(new, status_macs));
+        let lost_mac = lost(&was, &is);
+        index.macs.replace(key, Source::Status, created, was, is);
+        let (was, is) = (all_of(old, status_addresses), all_of(new, status_addresses));
+        let lost_address = lost(&was, &is);
         index
             .addresses
-            .replace(key, Source::Status, created, addresses);
+            .replace(key, Source::Status, created, was, is);
+        if new.is_some() && (lost_mac || lost_address) {
+            // Another may wait for the address.
+            follow.push(Follow::Pending);
+        }
         let of = |vm: &Option<std::sync::Arc<Self>>| {
             vm.as_ref()
                 .and_then(|vm| vm.status.as_ref())
@@ -423,33 +343,35 @@ impl Kept for VirtualMachineInstance {
             let disks = disks.map(|d| ObjectKey::new(&key.namespace, &d.virtual_hard_disk));
             follow.extend(disks.map(|d| Follow::Now(Work::Disk(d))));
         }
-        let mut held_macs = Vec::new();
-        let mut addresses = Vec::new();
-        let mut created = None;
-        match &change.new {
-            Some(new) => {
-                index.instances_on.insert(new.spec.host.clone(), key);
-                created = new.metadata.creation_timestamp.as_ref().map(|t| t.0);
-                let adapters = &new.spec.config.network_adapters;
-                held_macs = macs(adapters.iter().map(|a| a.mac_address.as_str()));
-                addresses = adapters
-                    .iter()
-                    .filter_map(|a| {
-                        // The instance names a network as namespace/name.
-                        let (namespace, name) = a.network.as_ref()?.name.split_once('/')?;
-                        let network = ObjectKey::new(namespace, name);
-                        Some((network, a.ip_address.as_deref()?.parse().ok()?))
-                    })
-                    .collect::<Vec<(ObjectKey, Ipv4Addr)>>();
-            }
-            None => follow.push(Follow::Pending),
+        if let Some(new) = &change.new {
+            index.instances_on.insert(new.spec.host.clone(), key);
         }
-        index
-            .macs
-            .replace(key, Source::Instance, created, held_macs);
+        let (old, new) = (change.old.as_ref(), change.new.as_ref());
+        let (was, is) = (all_of(old, instance_macs), all_of(new, instance_macs));
+        let lost_mac = lost(&was, &is);
+        index.macs.replace(key, Source::Instance, None, was, is);
+        let (was, is) = (
+            all_of(old, instance_addresses),
+            all_of(new, instance_addresses),
+        );
+        let lost_address = lost(&was, &is);
         index
             .addresses
-            .replace(key, Source::Instance, created, addresses);
+            .replace(key, Source::Instance, None, was, is);
+        let memory = |instance: &std::sync::Arc<Self>| instance_memory(instance);
+        let frees = match (old, new) {
+            (Some(old), Some(new)) => {
+                memory(new) < memory(old)
+                    || new.spec.host != old.spec.host
+                    || lost_mac
+                    || lost_address
+            }
+            (old, new) => old.is_some() && new.is_none(),
+        };
+        if frees {
+            // Room on its host or an address may be what another waits for.
+            follow.push(Follow::Pending);
+        }
         follow
     }
 }

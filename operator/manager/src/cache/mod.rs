@@ -5,12 +5,13 @@
 //! before the API can show it (memory, disks, addresses) is kept as a reservation.
 
 mod files;
+mod held;
 mod index;
+mod sets;
 mod snapshot;
 mod table;
 pub mod watch;
 
-pub use index::Reserved;
 pub use table::{Kept, Origin};
 
 use crate::queue::{Queue, Work};
@@ -139,12 +140,17 @@ impl Cache {
     }
 
     fn wake_pending(&self, world: &mut World) {
-        for key in world.pending_machines.drain() {
+        for key in std::mem::take(&mut world.pending_machines) {
             self.queue.add(Work::Machine(key));
         }
-        for key in world.pending_disks.drain() {
+        for key in std::mem::take(&mut world.pending_disks) {
             self.queue.add(Work::Disk(key));
         }
+    }
+
+    /// Looks at everything that waits for what other objects may free.
+    pub fn something_is_free(&self) {
+        self.wake_pending(&mut self.world());
     }
 
     /// Takes a host's lease in; `None`: there is none.

@@ -12,25 +12,32 @@ impl World {
     #[must_use]
     pub fn host_view(&self, host: &Arc<Host>, except: Option<&ObjectKey>) -> HostView {
         let name = identity::name(&host.metadata);
+        let planned = |key: &ObjectKey| {
+            let what = self.index.reservation(key);
+            what.filter(|what| what.host == name && Some(key) != except)
+                .map_or(0, |what| what.memory)
+        };
         let placed: u64 = self
             .index
             .instances_on(name)
-            .filter_map(|key| self.instances.get(key))
-            .map(|i| instance_memory(i))
+            .filter_map(|key| Some((key, self.instances.get(key)?)))
+            // Its plan may take more than the API shows yet.
+            .map(|(key, instance)| instance_memory(instance).max(planned(key)))
             .sum();
-        let planned: u64 = self
+        let coming: u64 = self
             .index
             .reservations()
-            .filter(|(key, r)| {
-                r.what.host == name && Some(*key) != except && self.instances.get(key).is_none()
+            .filter(|(key, _)| {
+                let instance = self.instances.get(key);
+                instance.is_none_or(|i| i.spec.host != name)
             })
-            .map(|(_, r)| r.what.memory)
+            .map(|(key, _)| planned(key))
             .sum();
         HostView {
             host: host.clone(),
             availability: host_core::availability(host, self.leases.get(name)),
             ended_below: host_core::ended_below(host),
-            allocated: placed.saturating_add(planned),
+            allocated: placed.saturating_add(coming),
         }
     }
 

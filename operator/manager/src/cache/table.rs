@@ -1,6 +1,7 @@
 //! Objects of one kind.
 
 use super::{Follow, World};
+use crate::shrink::{give_back, give_back_set};
 use kube::Resource;
 use paddock_planner::{ObjectKey, identity::uid};
 use serde::{Serialize, de::DeserializeOwned};
@@ -104,13 +105,8 @@ impl<K: Resource<DynamicType = ()> + Clone> Table<K> {
         let over = object.meta().deletion_timestamp.is_some()
             && object.meta().finalizers.as_ref().is_none_or(Vec::is_empty);
         if over && origin == Origin::Own {
-            self.ended.insert(uid(object.meta()).to_owned());
-            let old = self.entries.remove(&key)?;
-            return Some(Change {
-                key,
-                old: Some(old.object),
-                new: None,
-            });
+            let gone = uid(object.meta());
+            return self.remove(&key, Some(gone), Origin::Own);
         }
         let version = version(&object);
         let old = self.entries.get(&key);
@@ -149,21 +145,25 @@ impl<K: Resource<DynamicType = ()> + Clone> Table<K> {
         gone: Option<&str>,
         origin: Origin,
     ) -> Option<Change<K>> {
-        if let Some(gone) = gone {
-            match origin {
-                Origin::Watch => self.ended.remove(gone),
-                Origin::Own => self.ended.insert(gone.to_owned()),
-            };
-            // Another object of that name is there by now.
-            if self
-                .entries
-                .get(key)
-                .is_some_and(|e| uid(e.object.meta()) != gone)
-            {
-                return None;
+        let known = self.entries.get(key).map(|e| uid(e.object.meta()));
+        // Another object of that name may be there by now.
+        let is_known = known.is_some_and(|uid| gone.is_none_or(|gone| uid == gone));
+        match gone {
+            Some(gone) if origin == Origin::Watch => {
+                self.ended.remove(gone);
+                give_back_set(&mut self.ended);
             }
+            // What is not known any more, the watch has ended already: it says no more of it.
+            Some(gone) if is_known => {
+                self.ended.insert(gone.to_owned());
+            }
+            _ => {}
+        }
+        if !is_known {
+            return None;
         }
         let old = self.entries.remove(key)?;
+        give_back(&mut self.entries);
         Some(Change {
             key: key.clone(),
             old: Some(old.object),
@@ -241,6 +241,21 @@ mod tests {
         assert!(table.get(&key).is_none());
         assert!(table.put(host("u2", 8), Origin::Watch).is_some());
         assert!(table.remove(&key, Some("u"), Origin::Watch).is_none());
+        assert!(table.get(&key).is_some());
+    }
+
+    #[test]
+    fn an_end_that_the_watch_told_first_is_not_remembered() {
+        let key = ObjectKey::new("", "a");
+        let mut table = Table::default();
+        table.put(host("u", 5), Origin::Watch);
+        assert!(table.remove(&key, Some("u"), Origin::Watch).is_some());
+        assert!(table.put(ending("u", 7), Origin::Own).is_none());
+        assert!(table.remove(&key, Some("u"), Origin::Own).is_none());
+        assert!(table.ended.is_empty());
+        // The answer to an old write does not end the next object of that name.
+        table.put(host("u2", 8), Origin::Watch);
+        assert!(table.put(ending("u", 9), Origin::Own).is_none());
         assert!(table.get(&key).is_some());
     }
 

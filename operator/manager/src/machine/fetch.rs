@@ -20,6 +20,8 @@ pub struct Planned {
     pub instance: Option<Arc<VirtualMachineInstance>>,
     /// What to do.
     pub plan: Plan,
+    /// The plan before it took something that is free now.
+    pub frees: bool,
 }
 
 /// Plans for one machine; `None` when there is neither machine nor instance.
@@ -27,7 +29,7 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
     let vm = world.machines.get(key).cloned();
     let instance = world.instances.get(key).cloned();
     if vm.is_none() && instance.is_none() {
-        world.index.reserve(key, "", None);
+        world.index.reserve(key, None);
         world.pending_machines.remove(key);
         return None;
     }
@@ -99,15 +101,22 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
         never_ordered: vm_uid.is_some_and(|uid| world.never_ordered.contains(uid)),
         now,
     });
-    world
+    let frees = world
         .index
-        .reserve(key, vm_uid.unwrap_or_default(), plan.reservation.clone());
+        .reservation(key)
+        .is_some_and(|old| old.frees(plan.reservation.as_ref(), instance.as_deref()));
+    world.index.reserve(key, plan.reservation.clone());
     if plan.pending {
         world.pending_machines.insert(key.clone());
     } else {
         world.pending_machines.remove(key);
     }
-    Some(Planned { vm, instance, plan })
+    Some(Planned {
+        vm,
+        instance,
+        plan,
+        frees,
+    })
 }
 
 /// Who else reads a disk, and what its file is made from.

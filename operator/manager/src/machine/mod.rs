@@ -7,6 +7,7 @@ pub mod status;
 use crate::{
     controller::{Context, ReconcileError, now},
     queue::Work,
+    shrink::give_back,
 };
 use paddock_crds::virtual_machine::MachineState;
 use paddock_planner::{ObjectKey, machine::Action};
@@ -44,29 +45,65 @@ impl Fresh {
         }
         left
     }
+
+    /// Nothing is left unsaid of a machine.
+    fn remove(&self, key: &ObjectKey) {
+        let mut map = self.map();
+        map.remove(key);
+        give_back(&mut map);
+    }
+
+    /// How long the status that is to say `state` may still wait.
+    fn unsaid(&self, key: &ObjectKey, state: MachineState) -> Option<Duration> {
+        if matches!(state, MachineState::Pending | MachineState::Starting) {
+            return self.left(key);
+        }
+        self.remove(key);
+        None
+    }
 }
 
 /// Looks at one machine.
 pub async fn reconcile(context: &Context, key: &ObjectKey) -> Result<(), ReconcileError> {
     let now = now();
     let Some(planned) = fetch::plan(&mut context.cache.world(), key, &now) else {
+        context.fresh.remove(key);
         return Ok(());
     };
+    if planned.frees {
+        context.cache.something_is_free();
+    }
     if planned.plan.actions.contains(&Action::AddFinalizer) {
         context.fresh.insert(key);
     }
     let vm = apply::apply(context, key, &planned).await?;
     let ends = planned.plan.actions.contains(&Action::RemoveFinalizer);
-    if let (Some(vm), Some(wanted)) = (vm, &planned.plan.status)
-        && !ends
-    {
-        if let Some(left) = context.fresh.left(key)
-            && matches!(wanted.state, MachineState::Pending | MachineState::Starting)
-        {
-            context.queue.add_after(Work::Machine(key.clone()), left);
-            return Ok(());
-        }
-        status::write(context, &vm, wanted).await?;
+    let (Some(vm), Some(wanted), false) = (vm, &planned.plan.status, ends) else {
+        context.fresh.remove(key);
+        return Ok(());
+    };
+    if let Some(left) = context.fresh.unsaid(key, wanted.state) {
+        context.queue.add_after(Work::Machine(key.clone()), left);
+        return Ok(());
     }
+    status::write(context, &vm, wanted).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_new_is_left_unsaid() {
+        let (fresh, key) = (Fresh::default(), ObjectKey::new("n", "a"));
+        assert_eq!(fresh.unsaid(&key, MachineState::Starting), None);
+        fresh.insert(&key);
+        assert!(fresh.unsaid(&key, MachineState::Starting).is_some());
+        assert_eq!(fresh.unsaid(&key, MachineState::Running), None);
+        assert!(fresh.map().is_empty(), "it was said");
+        fresh.insert(&key);
+        fresh.remove(&key);
+        assert!(fresh.map().is_empty());
+    }
 }

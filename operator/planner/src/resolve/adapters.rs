@@ -2,7 +2,7 @@
 
 use super::{References, Resolved, created};
 use crate::{
-    address::{MAC_ATTEMPTS, Mac, Source, derived_mac},
+    address::{Claim, MAC_ATTEMPTS, Mac, Source, derived_mac},
     identity::{ObjectKey, name, uid},
     refusal::{Refusal, reason},
     subnet::{self, Segment},
@@ -105,17 +105,15 @@ fn mac(
         } else {
             Source::Spec
         };
-        let mine = (source, created(vm), &key);
+        let mine = Claim::new(source, created(vm), key.clone());
         return match references.macs.strongest_other(&mac, &key) {
-            Some(other) if (other.source, other.created, &other.machine) < mine => {
-                Err(Refusal::wrong(
-                    reason::MAC_ADDRESS_IN_USE,
-                    format!(
-                        "adapter \"{adapter}\": macAddress {mac} is used by VirtualMachine \"{}\"; give this one another",
-                        other.machine
-                    ),
-                ))
-            }
+            Some(other) if *other < mine => Err(Refusal::wrong(
+                reason::MAC_ADDRESS_IN_USE,
+                format!(
+                    "adapter \"{adapter}\": macAddress {mac} is used by VirtualMachine \"{}\"; give this one another",
+                    other.machine()
+                ),
+            )),
             _ => Ok(mac),
         };
     }
@@ -139,9 +137,10 @@ fn mac(
         .find(|(source, mac)| {
             attempts.contains(mac)
                 && !own.contains(mac)
-                && references.macs.strongest_other(mac, &key).is_none_or(|o| {
-                    (o.source, o.created, &o.machine) > (*source, created(vm), &key)
-                })
+                && references
+                    .macs
+                    .strongest_other(mac, &key)
+                    .is_none_or(|o| *o > Claim::new(*source, created(vm), key.clone()))
         });
     if let Some((_, mac)) = kept {
         return Ok(mac);
@@ -219,9 +218,8 @@ fn ip(
         .find(|(source, address)| {
             pool.contains(*address)
                 && !own.contains(&(target.to_owned(), *address))
-                && by_other(*address).is_none_or(|o| {
-                    (o.source, o.created, &o.machine) > (*source, created(vm), &key)
-                })
+                && by_other(*address)
+                    .is_none_or(|o| *o > Claim::new(*source, created(vm), key.clone()))
         });
     if let Some((_, address)) = kept {
         return Ok(Some(address));

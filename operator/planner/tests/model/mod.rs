@@ -267,26 +267,26 @@ impl Model {
             let created = vm.metadata.creation_timestamp.as_ref().map(|t| t.0);
             let named = vm.spec.network_adapters.iter();
             let spec = named.filter_map(|a| a.mac_address.as_ref()?.parse().ok());
-            macs.replace(key, Source::Spec, created, spec.collect());
+            macs.replace(key, Source::Spec, created, vec![], spec.collect());
             let kept = vm.status.iter().flat_map(|s| &s.network_adapters);
             let status = kept.clone().filter_map(|a| a.mac_address.parse().ok());
-            macs.replace(key, Source::Status, created, status.collect());
+            macs.replace(key, Source::Status, created, vec![], status.collect());
             let given = kept.filter_map(|a| {
                 let network = ObjectKey::new(NAMESPACE, a.virtual_network.as_deref()?);
                 Some((network, a.ip_address.as_ref()?.parse().ok()?))
             });
-            addresses.replace(key, Source::Status, created, given.collect());
+            addresses.replace(key, Source::Status, created, vec![], given.collect());
         }
         for (key, instance) in &self.instances {
             let adapters = &instance.spec.config.network_adapters;
             let held = adapters.iter().filter_map(|a| a.mac_address.parse().ok());
-            macs.replace(key, Source::Instance, None, held.collect());
+            macs.replace(key, Source::Instance, None, vec![], held.collect());
             let given = adapters.iter().filter_map(|a| {
                 let (namespace, name) = a.network.as_ref()?.name.split_once('/')?;
                 let network = ObjectKey::new(namespace, name);
                 Some((network, a.ip_address.as_ref()?.parse().ok()?))
             });
-            addresses.replace(key, Source::Instance, None, given.collect());
+            addresses.replace(key, Source::Instance, None, vec![], given.collect());
         }
         (macs, addresses)
     }

@@ -1,9 +1,10 @@
 //! Pretended guests, for tests of scale: Running at once, Stopped at once, nothing on the host.
 
-use super::{Backend, GuestKey, Leftover, Monitor, StartOrder, Teller, Told};
+use super::{Backend, GuestKey, KnownUids, Leftover, Monitor, StartOrder, Teller, Told};
 use crate::{
     clock::{Clock, SystemClock},
     instance::{
+        actor::dhcp_answers,
         core::{End, Failure, Found, Guest, Pause, Started},
         status::POWER_BUTTON,
     },
@@ -14,7 +15,7 @@ use paddock_crds::{
     virtual_machine_instance::{InstancePhase, Power, VirtualMachineInstanceStatus},
 };
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Mutex, PoisonError},
 };
 
@@ -73,6 +74,7 @@ impl Backend for Hollow {
             at: status.started_at.clone().unwrap_or_default(),
             process_id: status.process_id,
             accelerator: status.accelerator,
+            dhcp: String::new(),
         };
         async move { Ok((Found::Adopted { started, guest }, None)) }.boxed()
     }
@@ -95,6 +97,7 @@ impl Backend for Hollow {
             at: SystemClock.wall().to_string(),
             process_id: None,
             accelerator: Some(Accelerator::Emulation),
+            dhcp: dhcp_answers(&order.instance),
         };
         let monitor = async move { teller.tell(Told::GuestIs(Guest::Running)).await }.boxed();
         async move { Ok((started, monitor)) }.boxed()
@@ -144,7 +147,11 @@ impl Backend for Hollow {
         async { Ok(()) }.boxed()
     }
 
-    fn sweep<'a>(&'a self, _: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>> {
+    fn serve_dhcp<'a>(&'a self, _: &'a StartOrder) -> BoxFuture<'a, Result<(), Failure>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn sweep<'a>(&'a self, _: &'a KnownUids) -> BoxFuture<'a, Result<(), String>> {
         async { Ok(()) }.boxed()
     }
 }

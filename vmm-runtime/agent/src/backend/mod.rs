@@ -9,7 +9,11 @@ use paddock_crds::{
     VirtualMachineInstance,
     virtual_machine_instance::{Power, VirtualMachineInstanceStatus},
 };
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 use tokio::sync::mpsc;
 
 /// Which instance.
@@ -73,6 +77,32 @@ impl Teller {
 /// nothing it tells comes too early.
 pub type Monitor = BoxFuture<'static, ()>;
 
+/// The uids of the instances that this agent looks after, as they are at the moment of asking.
+#[derive(Clone, Debug, Default)]
+pub struct KnownUids(Arc<Mutex<HashSet<String>>>);
+
+impl KnownUids {
+    fn uids(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this one is looked after.
+    pub fn insert(&self, uid: &str) {
+        self.uids().insert(uid.to_owned());
+    }
+
+    /// It is no longer.
+    pub fn remove(&self, uid: &str) {
+        self.uids().remove(uid);
+    }
+
+    /// Whether it is looked after now.
+    #[must_use]
+    pub fn contains(&self, uid: &str) -> bool {
+        self.uids().contains(uid)
+    }
+}
+
 /// Something that an earlier agent left on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
@@ -82,7 +112,8 @@ pub struct Leftover {
     pub key: Option<GuestKey>,
 }
 
-/// Runs guests. Calls about one instance come one at a time, except `stop`, `set_power` and a [`Monitor`].
+/// Runs guests. Calls about one instance come one at a time, except `stop`, `set_power`,
+/// `serve_dhcp` and a [`Monitor`].
 pub trait Backend: Send + Sync + 'static {
     /// What earlier agents of this boot left.
     fn inventory(&self) -> BoxFuture<'_, Result<Vec<Leftover>, String>>;
@@ -121,6 +152,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Removes what the instance had on this host: taps, bridges that became empty, the run folder.
     fn clean<'a>(&'a self, uid: &'a str) -> BoxFuture<'a, Result<(), String>>;
 
-    /// Removes what belongs to none of the instances `known`.
-    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>>;
+    /// Lets the DHCP servers of a running guest answer what `order` says. Nothing else of its network changes.
+    fn serve_dhcp<'a>(&'a self, order: &'a StartOrder) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Removes what belongs to none of the instances `known`, each as it is known when its turn comes.
+    fn sweep<'a>(&'a self, known: &'a KnownUids) -> BoxFuture<'a, Result<(), String>>;
 }

@@ -13,7 +13,7 @@ use paddock_crds::{
 
 /// What is kept from machines when the spec does not say: 512 MiB.
 const DEFAULT_RESERVE: i64 = 512 << 20;
-/// A change of free space is told when it is at least this part of the capacity: 5 %.
+/// A change of a pool's space is told when it is at least this part of the capacity: 5 %.
 const FREE_STEPS: i64 = 20;
 const MAX_MESSAGE: usize = 512;
 
@@ -138,13 +138,16 @@ pub fn own_part(host: &Host) -> HostStatus {
 
 fn pool_status(name: &str, fact: &PoolFact, told: Option<&PoolStatus>) -> PoolStatus {
     match fact {
-        Ok(space) => PoolStatus {
-            name: name.to_owned(),
-            capacity_bytes: Some(space.capacity),
-            free_bytes: Some(free_to_tell(*space, told)),
-            state: PoolState::Available,
-            message: None,
-        },
+        Ok(space) => {
+            let space = space_to_tell(*space, told);
+            PoolStatus {
+                name: name.to_owned(),
+                capacity_bytes: Some(space.capacity),
+                free_bytes: Some(space.free),
+                state: PoolState::Available,
+                message: None,
+            }
+        }
         Err(error) => PoolStatus {
             name: name.to_owned(),
             capacity_bytes: None,
@@ -155,16 +158,20 @@ fn pool_status(name: &str, fact: &PoolFact, told: Option<&PoolStatus>) -> PoolSt
     }
 }
 
-fn free_to_tell(space: Space, told: Option<&PoolStatus>) -> i64 {
-    match told.and_then(|told| Some((told.capacity_bytes?, told.free_bytes?))) {
-        Some((capacity, free))
-            if capacity == space.capacity
-                && (space.free - free).abs() < space.capacity / FREE_STEPS =>
-        {
-            free
-        }
-        _ => space.free,
-    }
+/// The space of a pool as it is told: as before while neither its free space nor its capacity changed much. Of some
+/// file systems, as of those that share a device, the capacity moves with what is free.
+fn space_to_tell(space: Space, told: Option<&PoolStatus>) -> Space {
+    let before = told.and_then(|told| {
+        Some(Space {
+            capacity: told.capacity_bytes?,
+            free: told.free_bytes?,
+        })
+    });
+    let step = space.capacity / FREE_STEPS;
+    let close = |a: i64, b: i64| a == b || (a - b).abs() < step;
+    before
+        .filter(|b| close(b.free, space.free) && close(b.capacity, space.capacity))
+        .unwrap_or(space)
 }
 
 struct New {
@@ -325,6 +332,31 @@ mod tests {
         for (free, expected) in [(549, 500), (451, 500), (550, 550), (450, 450)] {
             let new = build(&machine(), &facts(free), &spec(), None, &told, at(2));
             assert_eq!(new.pools[0].free_bytes, Some(expected), "{free}");
+        }
+    }
+
+    #[test]
+    fn a_capacity_that_moves_a_little_is_not_told() {
+        let space = |capacity, free| {
+            let mut facts = facts(0);
+            let space = Space { capacity, free };
+            facts.pools.insert("default".into(), Ok(space));
+            facts
+        };
+        let told = |facts: &Facts, before: &HostStatus| {
+            build(&machine(), facts, &spec(), None, before, at(1))
+        };
+        let first = told(&space(1000, 500), &HostStatus::default());
+        for (capacity, free, expected) in [
+            (1001, 501, (1000, 500)),
+            (960, 460, (1000, 500)),
+            (1060, 500, (1060, 500)),
+            (1000, 560, (1000, 560)),
+        ] {
+            let new = told(&space(capacity, free), &first);
+            let pool = &new.pools[0];
+            let found = (pool.capacity_bytes, pool.free_bytes);
+            assert_eq!(found, (Some(expected.0), Some(expected.1)), "{capacity}");
         }
     }
 

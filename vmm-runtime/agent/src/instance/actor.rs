@@ -118,8 +118,20 @@ pub fn wish(instance: &VirtualMachineInstance) -> Wish {
         restart_token: spec.restart_token.clone(),
         config_revision: spec.config_revision.clone(),
         stop_deadline_seconds: u32::try_from(spec.config.stop_deadline_seconds).unwrap_or_default(),
+        dhcp: dhcp_answers(instance),
         deleting: instance.metadata.deletion_timestamp.is_some(),
     }
+}
+
+/// What the DHCP servers of an instance are to answer, as a text to compare.
+#[must_use]
+pub fn dhcp_answers(instance: &VirtualMachineInstance) -> String {
+    let adapters = instance.spec.config.network_adapters.iter();
+    let answers: Vec<_> = adapters
+        .filter_map(|a| Some((&a.name, a.network.as_ref()?.dhcp.as_ref()?)))
+        .collect();
+    // Texts and numbers always have a JSON form.
+    serde_json::to_string(&answers).unwrap_or_default()
 }
 
 /// One instance's actor.
@@ -368,6 +380,24 @@ impl<B: Backend> Actor<B> {
                     {
                         warn!(instance = %key, ?power, %error, "power was not set");
                     }
+                });
+            }
+            Action::ServeDhcp(run) => {
+                let order = self.order();
+                self.effect(async move {
+                    let result = match &order {
+                        Ok(order) => limited_start(CALL_LIMIT, world.backend.serve_dhcp(order))
+                            .await
+                            .map(|()| dhcp_answers(&order.instance)),
+                        Err(failure) => Err(failure.clone()),
+                    };
+                    match &result {
+                        Ok(_) => info!(instance = %key, "its DHCP servers answer anew"),
+                        Err(failure) => {
+                            warn!(instance = %key, message = %failure.message, "its DHCP servers were not told what to answer");
+                        }
+                    }
+                    Mail::Event(Event::DhcpServed(run, result))
                 });
             }
             Action::Stop(deadline) => {

@@ -48,6 +48,11 @@ pub const STOP_GRACE: Duration = Duration::from_secs(10);
 /// From a power request that showed no effect to the next one.
 pub const POWER_RETRY: Duration = Duration::from_secs(5);
 
+/// From DHCP servers that could not be told what to answer to the next try.
+pub const DHCP_RETRY: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to [`Action::ServeDhcp`].
+const DHCP_LIMIT: Duration = Duration::from_secs(60);
+
 const RESTART_REQUESTED: &str = "RestartRequested";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +92,10 @@ pub struct InstanceCore {
     confirm_at: Option<Boottime>,
     /// The epoch that the last read with quorum showed.
     confirmed_epoch: Option<i64>,
+    /// The generation that the host is being made ready for.
+    preparing: i64,
+    /// The DHCP servers are being told what to answer, or were told in vain and are told again then.
+    serving: Option<Boottime>,
     started: Option<Started>,
     up_since: Option<Boottime>,
     start_limit: Boottime,
@@ -131,6 +140,8 @@ impl InstanceCore {
             confirming: false,
             confirm_at: None,
             confirmed_epoch: None,
+            preparing: 0,
+            serving: None,
             started: None,
             up_since: None,
             start_limit: Boottime::default(),
@@ -191,6 +202,7 @@ impl InstanceCore {
                     self.stage = Stage::Absent;
                     if self.may_start(now) && self.is_confirmed(now) {
                         self.stage = Stage::Preparing;
+                        self.preparing = self.generation();
                         actions.push(Action::Prepare);
                     }
                 }
@@ -219,7 +231,12 @@ impl InstanceCore {
                             self.stage = Stage::Absent;
                             self.failed(now, failure);
                         }
-                        Ok(()) if self.may_start(now) && self.is_confirmed(now) => {
+                        // What was made ready for another spec is no start of this one: it is looked at anew.
+                        Ok(())
+                            if self.may_start(now)
+                                && self.is_confirmed(now)
+                                && self.preparing == self.generation() =>
+                        {
                             self.run += 1;
                             self.stage = Stage::Spawning;
                             actions.push(Action::Spawn(self.run));
@@ -233,6 +250,7 @@ impl InstanceCore {
                     match result {
                         Ok(started) => {
                             self.started = Some(started);
+                            self.serving = None;
                             self.start_limit = now.boot.plus(START_LIMIT);
                             self.stage = Stage::Up(Guest::Starting);
                         }
@@ -261,6 +279,16 @@ impl InstanceCore {
             Event::Measured(run, uses) => {
                 if run == self.run && self.is_up() && is_worth_telling(&self.disks, &uses) {
                     self.disks = disk_uses::statuses(&uses);
+                }
+            }
+            Event::DhcpServed(run, answer) => {
+                if run == self.run
+                    && let Some(started) = &mut self.started
+                {
+                    self.serving = answer.is_err().then(|| now.boot.plus(DHCP_RETRY));
+                    if let Ok(dhcp) = answer {
+                        started.dhcp = dhcp;
+                    }
                 }
             }
             Event::Exited(run, end) => {
@@ -347,6 +375,7 @@ impl InstanceCore {
                 }
                 self.restart_token.clone_from(&started.restart_token);
                 self.started = Some(started);
+                self.serving = None;
                 self.start_limit = now.boot.plus(START_LIMIT);
                 self.stage = Stage::Up(guest);
             }
@@ -456,11 +485,27 @@ impl InstanceCore {
         self.gone || self.wish.as_ref().is_some_and(Wish::is_off)
     }
 
+    /// A token that is taken away asks for nothing.
     fn restart_is_due(&self) -> bool {
         match (&self.wish, &self.started) {
-            (Some(wish), Some(started)) => wish.restart_token != started.restart_token,
+            (Some(wish), Some(started)) => {
+                wish.restart_token.is_some() && wish.restart_token != started.restart_token
+            }
             _ => false,
         }
+    }
+
+    fn generation(&self) -> i64 {
+        self.wish.as_ref().map_or(0, |wish| wish.generation)
+    }
+
+    /// Whether the DHCP servers of the running guest are to be told something now.
+    fn dhcp_is_due(&self, now: Now) -> bool {
+        let differs = match (&self.wish, &self.started) {
+            (Some(wish), Some(started)) => wish.dhcp != started.dhcp,
+            _ => false,
+        };
+        differs && self.serving.is_none_or(|at| at <= now.boot)
     }
 
     fn may_start(&self, now: Now) -> bool {
@@ -558,6 +603,11 @@ impl InstanceCore {
             self.quiet_until = Some(now.boot.plus(QUIET));
             self.stop(now, deadline, actions);
             return;
+        }
+        if self.dhcp_is_due(now) {
+            // An answer that never comes is waited for no longer than this either.
+            self.serving = Some(now.boot.plus(DHCP_LIMIT));
+            actions.push(Action::ServeDhcp(self.run));
         }
         match guest {
             Guest::Starting => {

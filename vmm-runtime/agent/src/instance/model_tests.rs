@@ -97,6 +97,7 @@ impl World {
             restart_token: None,
             config_revision: "c".into(),
             stop_deadline_seconds: 30,
+            dhcp: String::new(),
             deleting: false,
         };
         let (core, actions) = InstanceCore::new(None);
@@ -210,6 +211,7 @@ impl World {
             at: String::new(),
             process_id: Some(1),
             accelerator: None,
+            dhcp: String::new(),
         }
     }
 

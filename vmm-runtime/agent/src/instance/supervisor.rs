@@ -1,16 +1,11 @@
 //! Makes an actor for each instance that the API shows, and for each that an earlier agent left on the host.
 
 use super::actor::{Actor, Address, Letter, Surroundings, key};
-use crate::backend::{Backend, GuestKey, Leftover};
+use crate::backend::{Backend, GuestKey, KnownUids, Leftover};
 use futures::{Stream, StreamExt, stream::FuturesUnordered};
 use kube::runtime::watcher::Event as WatchEvent;
 use paddock_crds::VirtualMachineInstance;
-use std::{
-    collections::{HashMap, HashSet},
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::{info, warn};
 
@@ -36,6 +31,7 @@ pub async fn run<B: Backend>(
     let mut supervisor = Supervisor {
         world,
         known: HashMap::new(),
+        uids: KnownUids::default(),
         running: FuturesUnordered::new(),
     };
     let mut instances = pin!(instances);
@@ -63,38 +59,39 @@ pub async fn run<B: Backend>(
     }
 }
 
-/// What earlier agents left; what names no instance is killed, since nobody could ever take it over.
-async fn take_inventory<B: Backend>(backend: &B) -> Vec<GuestKey> {
-    let found = loop {
+/// What earlier agents left.
+async fn take_inventory<B: Backend>(backend: &B) -> Vec<Leftover> {
+    loop {
         match backend.inventory().await {
-            Ok(found) => break found,
+            Ok(found) => return found,
             Err(error) => {
                 warn!(%error, "the inventory of this host failed");
                 tokio::time::sleep(RETRY).await;
             }
         }
-    };
-    let mut keys = Vec::new();
-    for Leftover { uid, key } in found {
-        if let Some(key) = key {
-            keys.push(key);
-            continue;
-        }
-        warn!(uid, "killing remains that name no instance");
-        while let Err(error) = backend.clear(&uid).await {
-            warn!(uid, %error, "remains could not be cleared");
-            tokio::time::sleep(RETRY).await;
-        }
-        if let Err(error) = backend.clean(&uid).await {
-            warn!(uid, %error, "remains could not be removed");
+    }
+}
+
+/// Kills what names no instance and has the uid of none, since nobody could ever take it over.
+async fn end_nameless<B: Backend>(world: Arc<Surroundings<B>>, known: KnownUids, uid: String) {
+    warn!(uid, "killing remains that name no instance");
+    while let Err(error) = world.backend.clear(&uid).await {
+        warn!(uid, %error, "remains could not be cleared");
+        tokio::time::sleep(RETRY).await;
+        if known.contains(&uid) {
+            return;
         }
     }
-    keys
+    if let Err(error) = world.backend.clean(&uid).await {
+        warn!(uid, %error, "remains could not be removed");
+    }
 }
 
 struct Supervisor<B> {
     world: Arc<Surroundings<B>>,
     known: HashMap<String, Known>,
+    /// The keys of `known`, for those who need to know at any moment.
+    uids: KnownUids,
     running: FuturesUnordered<futures::future::BoxFuture<'static, String>>,
 }
 
@@ -141,10 +138,14 @@ impl<B: Backend> Supervisor<B> {
     }
 
     /// The API does not list it: read it, and kill it once the lease is held if it is gone.
-    async fn take_orphan(&mut self, key: GuestKey) {
-        if self.known.contains_key(&key.uid) {
+    async fn take_orphan(&mut self, Leftover { uid, key }: Leftover) {
+        if self.known.contains_key(&uid) {
             return;
         }
+        let Some(key) = key else {
+            tokio::spawn(end_nameless(self.world.clone(), self.uids.clone(), uid));
+            return;
+        };
         info!(instance = %key, "an earlier agent ran an instance that is not listed for this host");
         let address = self.start(key, None);
         let _ = address.send(Letter::Vanished).await;
@@ -155,6 +156,8 @@ impl<B: Backend> Supervisor<B> {
         key: GuestKey,
         status: Option<paddock_crds::VirtualMachineInstanceStatus>,
     ) -> Address {
+        // Known before anything is made for it: a sweep takes away what nobody knows.
+        self.uids.insert(&key.uid);
         let (address, actor) = Actor::start(key.clone(), status, self.world.clone());
         let uid = key.uid.clone();
         let task: JoinHandle<()> = tokio::spawn(actor);
@@ -184,6 +187,7 @@ impl<B: Backend> Supervisor<B> {
             .is_some_and(|known| known.address.is_closed())
             && let Some(known) = self.known.remove(&uid)
         {
+            self.uids.remove(&uid);
             info!(instance = %known.key, "forgotten");
         }
         self.gauge();
@@ -195,7 +199,7 @@ impl<B: Backend> Supervisor<B> {
     }
 
     fn sweep(&self) {
-        let known: HashSet<String> = self.known.keys().cloned().collect();
+        let known = self.uids.clone();
         let backend = self.world.backend.clone();
         tokio::spawn(async move {
             if let Err(error) = backend.sweep(&known).await {

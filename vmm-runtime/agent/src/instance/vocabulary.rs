@@ -41,6 +41,8 @@ pub struct Wish {
     pub config_revision: String,
     /// `spec.config.stopDeadlineSeconds`.
     pub stop_deadline_seconds: u32,
+    /// What its DHCP servers are to answer, as a text to compare. A running guest gets it when it asks again.
+    pub dhcp: String,
     /// Whether it is being deleted.
     pub deleting: bool,
 }
@@ -69,6 +71,8 @@ pub struct Started {
     pub process_id: Option<i64>,
     /// What runs its instructions.
     pub accelerator: Option<Accelerator>,
+    /// What its DHCP servers answer, as [`Wish::dhcp`]; empty when that is not known.
+    pub dhcp: String,
 }
 
 /// What a guest is doing.
@@ -175,6 +179,8 @@ pub enum Event {
     GuestIs(Run, Guest),
     /// What the disks of a running process take.
     Measured(Run, Vec<DiskUse>),
+    /// The answer to [`Action::ServeDhcp`]: what the DHCP servers answer now.
+    DhcpServed(Run, Result<String, Failure>),
     /// A process ended.
     Exited(Run, End),
     /// [`Action::Stop`] could not be delivered.
@@ -200,6 +206,8 @@ pub enum Action {
     Spawn(Run),
     /// Freeze or thaw the processors.
     SetPower(Power),
+    /// Let the DHCP servers of the running guest answer what is wished now.
+    ServeDhcp(Run),
     /// Press the power button, turn off after so many seconds.
     Stop(u32),
     /// Kill everything of the instance and prove it.

@@ -1,7 +1,10 @@
 //! Carries out what the core decides: one request at a time, each with its own time limit.
 
 use super::core::{Action, Event, Held, LeaseCore, LeaseView, Renewal, Timing};
-use crate::{clock::Clock, metrics::Metrics};
+use crate::{
+    clock::{Boottime, Clock},
+    metrics::Metrics,
+};
 use futures::future::BoxFuture;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
@@ -41,6 +44,14 @@ impl Holding {
     #[must_use]
     pub fn held(&self) -> Option<Held> {
         *self.held.borrow()
+    }
+
+    /// The epoch that may be acted upon now.
+    #[must_use]
+    pub fn valid_epoch(&self, now: Boottime) -> Option<i64> {
+        self.held()
+            .filter(|held| held.is_valid(now))
+            .map(|held| held.epoch)
     }
 
     /// Changes when an epoch is held or lost, not with each renewal.

@@ -6,6 +6,7 @@ use super::{
     progress::{Progress, STUCK_AFTER, Told},
 };
 use crate::{
+    clock::{Clock, SystemClock},
     instance::{core::Failure, status::shorten},
     lease::Holding,
     metrics::Metrics,
@@ -478,7 +479,8 @@ async fn confirmed(
         match tokio::time::timeout(CALL_LIMIT, world.api.read(key)).await {
             Ok(Ok(None)) => return None,
             Ok(Ok(Some(task))) => {
-                let held = world.holding.held().map(|held| held.epoch);
+                // After its deadline somebody else may have been told that this host holds nothing any more.
+                let held = world.holding.valid_epoch(SystemClock.boottime());
                 match next(&task, &world.host, held) {
                     Next::Work => return Some(Arc::new(task)),
                     Next::Done => return None,

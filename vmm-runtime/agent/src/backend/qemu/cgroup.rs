@@ -3,6 +3,10 @@
 //!
 //! Each run has a folder of its own in there. A process that was started and has not joined yet when its instance is
 //! cleared finds its folder gone and ends: it cannot slip in beside the next run.
+//!
+//! A machine without the second version of cgroups has the first one's freezer, see [`freezer`].
+
+mod freezer;
 
 use std::{
     fs, io,
@@ -18,9 +22,9 @@ const POLL_EACH: Duration = Duration::from_millis(5);
 /// Why a cgroup cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    /// The machine has no cgroup v2 hierarchy.
+    /// The machine has neither a cgroup v2 hierarchy nor the freezer of v1.
     #[error(
-        "no cgroup2 file system is mounted here: mount one (mount -t cgroup2 none /sys/fs/cgroup)"
+        "neither a cgroup2 file system nor the freezer of cgroup v1 is mounted here: mount one (mount -t cgroup2 none /sys/fs/cgroup)"
     )]
     NoHierarchy,
     /// A uid that is no name of a folder.
@@ -48,25 +52,38 @@ pub enum CgroupError {
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     machines: PathBuf,
+    version: Version,
+}
+
+/// The version of a cgroup hierarchy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    /// The freezer's hierarchy.
+    First,
+    /// The one hierarchy.
+    Second,
 }
 
 impl Cgroups {
-    /// Below the first cgroup v2 mount of this process.
+    /// Below the first cgroup v2 mount of this process, else below the freezer of v1.
     ///
     /// # Errors
     /// When there is none, or the folder cannot be made.
     pub fn find() -> Result<Self, CgroupError> {
         let path = Path::new("/proc/self/mountinfo");
         let text = fs::read_to_string(path).map_err(failed(path))?;
-        let root = mount_point(&text).ok_or(CgroupError::NoHierarchy)?;
-        Self::below(&root)
+        let found = [Version::Second, Version::First]
+            .into_iter()
+            .find_map(|version| Some((mount_point(&text, version)?, version)));
+        let (root, version) = found.ok_or(CgroupError::NoHierarchy)?;
+        Self::below(&root, version)
     }
 
     /// Below `root`.
-    fn below(root: &Path) -> Result<Self, CgroupError> {
+    fn below(root: &Path, version: Version) -> Result<Self, CgroupError> {
         let machines = root.join("paddock/vms");
         fs::create_dir_all(&machines).map_err(failed(&machines))?;
-        Ok(Self { machines })
+        Ok(Self { machines, version })
     }
 
     fn of(&self, uid: &str) -> Result<PathBuf, CgroupError> {
@@ -123,15 +140,22 @@ impl Cgroups {
     /// When processes are left, or the proof cannot be had.
     pub async fn clear(&self, uid: &str) -> Result<(), CgroupError> {
         let path = self.of(uid)?;
-        let kill = path.join("cgroup.kill");
-        match fs::write(&kill, "1") {
+        let kill = path.join(match self.version {
+            Version::First => freezer::STATE_FILE,
+            Version::Second => "cgroup.kill",
+        });
+        let killed = match self.version {
+            Version::First => freezer::kill(&path).await,
+            Version::Second => fs::write(&kill, "1"),
+        };
+        match killed {
             Ok(()) => {}
             // A folder with processes cannot be removed, so one that is not there has none.
             Err(error) if is_gone(&error) && !path.exists() => return Ok(()),
             Err(source) => return Err(CgroupError::Io { path: kill, source }),
         }
         let end = Instant::now() + KILL_LIMIT;
-        while populated(&path)? {
+        while self.populated(&path)? {
             if Instant::now() >= end {
                 let pids = pids(&path).join(", ");
                 return Err(CgroupError::Populated { path, pids });
@@ -139,6 +163,13 @@ impl Cgroups {
             tokio::time::sleep(POLL_EACH).await;
         }
         remove(&path)
+    }
+
+    fn populated(&self, path: &Path) -> Result<bool, CgroupError> {
+        match self.version {
+            Version::First => freezer::populated(path),
+            Version::Second => populated(path),
+        }
     }
 }
 
@@ -160,11 +191,18 @@ fn is_gone(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
 
-/// Field 5 of the line whose file system type is `cgroup2`, see proc_pid_mountinfo(5).
-fn mount_point(mountinfo: &str) -> Option<PathBuf> {
+/// Field 5 of the line whose file system type is `cgroup2`, or `cgroup` with the freezer among the options of its
+/// superblock, see proc_pid_mountinfo(5).
+fn mount_point(mountinfo: &str, version: Version) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
-        if after.split(' ').next()? != "cgroup2" {
+        let mut after = after.split(' ');
+        let (kind, options) = (after.next()?, after.nth(1).unwrap_or_default());
+        let is_it = match version {
+            Version::First => kind == "cgroup" && options.split(',').any(|o| o == "freezer"),
+            Version::Second => kind == "cgroup2",
+        };
+        if !is_it {
             return None;
         }
         let escaped = before.split(' ').nth(4)?;
@@ -246,11 +284,18 @@ mod tests {
         let hybrid = "30 23 0:26 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755\n\
                       31 30 0:27 / /sys/fs/cgroup/unified rw,nosuid shared:10 - cgroup2 cgroup2 rw\n\
                       32 30 0:28 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
-        assert_eq!(mount_point(hybrid), Some("/sys/fs/cgroup/unified".into()));
+        let second = |text| mount_point(text, Version::Second);
+        assert_eq!(second(hybrid), Some("/sys/fs/cgroup/unified".into()));
         let unified = "31 30 0:27 / /sys/fs/my\\040group rw - cgroup2 none rw\n";
-        assert_eq!(mount_point(unified), Some("/sys/fs/my group".into()));
-        assert_eq!(mount_point("1 0 0:1 / / rw - ext4 /dev/sda rw\n"), None);
-        assert_eq!(mount_point("nonsense"), None);
+        assert_eq!(second(unified), Some("/sys/fs/my group".into()));
+        assert_eq!(second("1 0 0:1 / / rw - ext4 /dev/sda rw\n"), None);
+        assert_eq!(second("nonsense"), None);
+        let old = "31 30 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                   32 30 0:28 / /sys/fs/cgroup/frozen rw shared:3 - cgroup none rw,freezer\n";
+        assert_eq!(second(old), None);
+        let first = mount_point(old, Version::First);
+        assert_eq!(first, Some("/sys/fs/cgroup/frozen".into()));
+        assert_eq!(mount_point(hybrid, Version::First), None);
     }
 
     #[test]
@@ -264,7 +309,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_there_is_clear() {
         let dir = tempfile::tempdir().unwrap();
-        let cgroups = Cgroups::below(dir.path()).unwrap();
+        let cgroups = Cgroups::below(dir.path(), Version::Second).unwrap();
         assert!(cgroups.clear("a-1").await.is_ok());
         assert!(matches!(
             cgroups.clear("../x").await,
@@ -277,7 +322,7 @@ mod tests {
     #[tokio::test]
     async fn a_folder_that_does_not_say_is_no_proof() {
         let dir = tempfile::tempdir().unwrap();
-        let cgroups = Cgroups::below(dir.path()).unwrap();
+        let cgroups = Cgroups::below(dir.path(), Version::Second).unwrap();
         // Not a cgroup: nothing in it says that it is empty.
         cgroups.make("a-1", "run").unwrap();
         assert!(matches!(
@@ -287,19 +332,18 @@ mod tests {
         assert!(cgroups.exists("a-1").unwrap());
     }
 
-    /// Kills a real process; needs a cgroup v2 tree that this user may write.
-    #[tokio::test]
-    async fn kills_and_proves() {
-        let cgroups = match Cgroups::find() {
-            Ok(cgroups) => cgroups,
-            Err(error) => {
-                eprintln!("skipped: {error}");
-                return;
-            }
+    /// Kills a real process; needs a cgroup tree of that version that this user may write.
+    async fn kills_and_proves(version: Version) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let Some(root) = mount_point(&mounts, version) else {
+            eprintln!("skipped: no cgroups of the {version:?} version");
+            return;
         };
         let uid = format!("test-{}", std::process::id());
-        let folder = match cgroups.make(&uid, "run") {
-            Ok(folder) => folder,
+        let made = Cgroups::below(&root, version)
+            .and_then(|cgroups| Ok((cgroups.make(&uid, "run")?, cgroups)));
+        let (folder, cgroups) = match made {
+            Ok(made) => made,
             Err(error) => {
                 eprintln!("skipped: {error}");
                 return;
@@ -310,7 +354,7 @@ mod tests {
             .spawn()
             .unwrap();
         fs::write(folder.join("cgroup.procs"), child.id().to_string()).unwrap();
-        assert!(populated(&cgroups.of(&uid).unwrap()).unwrap());
+        assert!(cgroups.populated(&cgroups.of(&uid).unwrap()).unwrap());
         assert!(!cgroups.is_foreign(&uid).unwrap());
         let waiting = tokio::task::spawn_blocking(move || child.wait().unwrap());
         cgroups.clear(&uid).await.unwrap();
@@ -318,5 +362,16 @@ mod tests {
         assert!(!waiting.await.unwrap().success());
         // Its folder is gone: one that comes late cannot join.
         assert!(fs::write(folder.join("cgroup.procs"), "0").is_err());
+        assert!(cgroups.clear(&uid).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn kills_and_proves_with_the_second_version() {
+        kills_and_proves(Version::Second).await;
+    }
+
+    #[tokio::test]
+    async fn kills_and_proves_with_the_first_version() {
+        kills_and_proves(Version::First).await;
     }
 }

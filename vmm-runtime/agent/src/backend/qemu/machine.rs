@@ -1,5 +1,6 @@
 //! From an instance to the configuration of its `paddock-vmm`, and the checks that only this host can make.
 
+use super::serial;
 use crate::{
     backend::{GuestKey, StartOrder},
     host::{self, accelerator::Verdict},
@@ -23,9 +24,6 @@ use paddock_vmm::config::{
 };
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
-
-/// Longest serial number that virtio-blk and ATA hold, in bytes.
-const MAX_SERIAL: usize = 20;
 
 /// What runs an instance's instructions on a host with this verdict.
 ///
@@ -161,8 +159,6 @@ fn disk(
     owner: DiskOwner,
 ) -> Result<Disk, Failure> {
     let number = |value: i32| u32::try_from(value).unwrap_or(u32::MAX);
-    let mut serial = disk.name.clone();
-    serial.truncate(MAX_SERIAL);
     Ok(Disk {
         name: disk.name.clone(),
         bus: match disk.bus {
@@ -196,7 +192,7 @@ fn disk(
         // The undo disk is in the same pool.
         owner: host::is_shared(host, &disk.file.pool).then_some(owner),
         read_only: false,
-        serial,
+        serial: serial::of(&disk.name),
         boot_index: Some(index),
     })
 }

@@ -7,13 +7,17 @@ pub mod measure;
 pub mod networks;
 pub mod process;
 pub mod run_folder;
+mod serial;
 pub mod users;
 
-use super::{Backend, GuestKey, Leftover, Monitor, StartOrder, Teller};
+use super::{Backend, GuestKey, KnownUids, Leftover, Monitor, StartOrder, Teller};
 use crate::{
     clock::{Clock, SystemClock},
     host::{self, SpecReceiver, accelerator::Verdict},
-    instance::core::{End, Failure, Found, Guest, Started},
+    instance::{
+        actor::dhcp_answers,
+        core::{End, Failure, Found, Guest, Started},
+    },
 };
 use cgroup::Cgroups;
 use file_checks::FileChecks;
@@ -30,13 +34,8 @@ use paddock_vmm::{
     identity::{Identity, open_pidfd_if_same},
 };
 use process::Process;
-use run_folder::{Plug, Record, RunFolder, RunFolders};
-use std::{
-    collections::{BTreeSet, HashSet},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use run_folder::{RECORD_VERSION, Record, RunFolder, RunFolders};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tracing::warn;
 use users::Users;
@@ -46,9 +45,9 @@ use uuid::Uuid;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// From a failed try to the next.
 const RETRY: Duration = Duration::from_millis(100);
-/// Tries to restore the network of a machine that was taken over.
-const NETWORK_TRIES: u32 = 30;
+/// First and longest wait from a failed try to restore the network of a machine that was taken over to the next.
 const NETWORK_RETRY: Duration = Duration::from_secs(2);
+const NETWORK_RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// Where things are on this host.
 #[derive(Clone, Debug)]
@@ -130,25 +129,21 @@ impl QemuBackend {
         Ok(VmmClient::for_run_directory(folder.path()))
     }
 
-    /// Restores DHCP and packet filter of a machine that was taken over. Its tap is there, so its guest notices
-    /// nothing meanwhile.
-    fn restore_networks(&self, key: &GuestKey, plugs: Vec<Plug>) {
-        if plugs.is_empty() {
-            return;
-        }
+    /// Restores DHCP and packet filter of a machine that was taken over, for as long as it takes. Its tap is there, so
+    /// its guest notices nothing meanwhile.
+    fn restore_networks(&self, key: &GuestKey, folder: RunFolder) {
         let networks = self.networks.clone();
         let key = key.clone();
-        tokio::spawn(async move {
-            for _ in 0..NETWORK_TRIES {
-                match networks.ensure(&plugs).await {
-                    Ok(()) => return,
-                    Err(failure) => {
-                        warn!(instance = %key, error = failure.message, "its network is not restored yet");
-                    }
-                }
-                tokio::time::sleep(NETWORK_RETRY).await;
-            }
-        });
+        tokio::spawn(retried(
+            (NETWORK_RETRY, NETWORK_RETRY_MAX),
+            move |failure: &Failure| {
+                warn!(instance = %key, error = failure.message, "its network is not restored yet");
+            },
+            move || {
+                let (networks, folder) = (networks.clone(), folder.clone());
+                async move { networks.restore(&folder).await }
+            },
+        ));
     }
 
     async fn look(
@@ -181,10 +176,7 @@ impl QemuBackend {
                     Some(record) => record.started(pid),
                     None => started_from(status, pid),
                 };
-                self.restore_networks(
-                    key,
-                    record.map(|record| record.adapters).unwrap_or_default(),
-                );
+                self.restore_networks(key, folder.clone());
                 let monitor = process::follow(process, folder, teller);
                 return Ok((Found::Adopted { started, guest }, Some(monitor)));
             }
@@ -275,6 +267,8 @@ impl QemuBackend {
             accelerator: machine::accelerator(&instance.spec.config, &verdict)?,
             user,
             adapters: networks::plugs(order, &spec, user)?,
+            dhcp: dhcp_answers(instance),
+            version: RECORD_VERSION,
         };
         let child = self
             .start_process(&folder, &record, &config, uid)
@@ -296,6 +290,19 @@ impl QemuBackend {
         let run = uuid::Uuid::new_v4().simple().to_string();
         let cgroup = self.cgroups.make(uid, &run)?;
         Ok(process::spawn(&self.paths.vmm, &config, &cgroup, folder)?)
+    }
+
+    async fn answer_dhcp(&self, order: &StartOrder) -> Result<(), Failure> {
+        let (spec, _) = self.circumstances().await?;
+        let user = self.user(&order.key.uid)?;
+        let wanted = networks::plugs(order, &spec, user)?;
+        let folder = self
+            .folders
+            .of(&order.key.uid)
+            .map_err(|error| Failure::new("HypervisorFailed", format!("run folder: {error}")))?;
+        self.networks
+            .serve_dhcp(&folder, &wanted, dhcp_answers(&order.instance))
+            .await
     }
 
     /// Asks the process for a power state; one that is just starting listens in a moment.
@@ -369,6 +376,23 @@ fn started_from(status: &VirtualMachineInstanceStatus, process_id: Option<i64>) 
         at: status.started_at.clone().unwrap_or_default(),
         process_id,
         accelerator: status.accelerator,
+        dhcp: String::new(),
+    }
+}
+
+/// Tries until it works; the pauses grow from the first to the longest.
+async fn retried<E, F>(
+    (first, longest): (Duration, Duration),
+    note: impl Fn(&E),
+    mut attempt: impl FnMut() -> F,
+) where
+    F: Future<Output = Result<(), E>>,
+{
+    let mut pause = first;
+    while let Err(error) = attempt().await {
+        note(&error);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
     }
 }
 
@@ -447,11 +471,36 @@ impl Backend for QemuBackend {
         .boxed()
     }
 
-    fn sweep<'a>(&'a self, known: &'a HashSet<String>) -> BoxFuture<'a, Result<(), String>> {
+    fn serve_dhcp<'a>(&'a self, order: &'a StartOrder) -> BoxFuture<'a, Result<(), Failure>> {
+        self.answer_dhcp(order).boxed()
+    }
+
+    fn sweep<'a>(&'a self, known: &'a KnownUids) -> BoxFuture<'a, Result<(), String>> {
         async move {
             self.networks.repair().await;
             self.networks.remove(|owner| known.contains(owner)).await
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test]
+    async fn a_network_is_restored_however_long_it_takes() {
+        let (tries, notes) = (Cell::new(0), Cell::new(0));
+        retried(
+            (Duration::ZERO, Duration::ZERO),
+            |_: &()| notes.set(notes.get() + 1),
+            || {
+                tries.set(tries.get() + 1);
+                std::future::ready(if tries.get() < 50 { Err(()) } else { Ok(()) })
+            },
+        )
+        .await;
+        assert_eq!((tries.get(), notes.get()), (50, 49));
     }
 }

@@ -1,6 +1,6 @@
 //! From an instance's adapters to bridges and taps, and back to nothing.
 
-use super::run_folder::Plug;
+use super::run_folder::{Plug, RunFolder};
 use crate::{backend::StartOrder, host, instance::core::Failure};
 use ipnet::Ipv4Net;
 use paddock_crds::{
@@ -39,6 +39,48 @@ impl Networks {
     /// What cannot be had, and why.
     pub async fn ensure(&self, plugs: &[Plug]) -> Result<(), Failure> {
         let _changing = self.changing.lock().await;
+        self.make(plugs).await
+    }
+
+    /// Makes or keeps the networks and taps that a machine was started with, as its run folder says; none once it has
+    /// ended.
+    ///
+    /// # Errors
+    /// What cannot be had, and why.
+    pub async fn restore(&self, folder: &RunFolder) -> Result<(), Failure> {
+        let _changing = self.changing.lock().await;
+        // Read in here: what is written into it meanwhile is newer.
+        let record = folder.record();
+        self.make(&record.map(|r| r.adapters).unwrap_or_default())
+            .await
+    }
+
+    /// Lets the DHCP servers of a machine answer as `wanted`, and notes it in its run folder.
+    ///
+    /// # Errors
+    /// What cannot be had, and why.
+    pub async fn serve_dhcp(
+        &self,
+        folder: &RunFolder,
+        wanted: &[Plug],
+        dhcp: String,
+    ) -> Result<(), Failure> {
+        let _changing = self.changing.lock().await;
+        let Some(mut record) = folder.record() else {
+            return Ok(());
+        };
+        let adapters = with_dhcp_of(&record.adapters, wanted);
+        if adapters != record.adapters {
+            self.make(&adapters).await?;
+        }
+        record.adapters = adapters;
+        record.dhcp = dhcp;
+        folder
+            .note(&record)
+            .map_err(|error| Failure::new("HypervisorFailed", format!("the run folder: {error}")))
+    }
+
+    async fn make(&self, plugs: &[Plug]) -> Result<(), Failure> {
         for plug in plugs {
             self.manager
                 .ensure_network(&plug.network)
@@ -61,7 +103,8 @@ impl Networks {
         Ok(())
     }
 
-    /// Removes every tap of owners that `is_left` does not know, and the bridges without a tap.
+    /// Removes every tap of owners that `is_left` does not know, and the bridges without a tap. It is asked while no tap
+    /// is being made: what it knows before a tap is made, it knows here.
     ///
     /// # Errors
     /// The first thing that could not be removed; the others were.
@@ -110,6 +153,26 @@ impl Networks {
 
 fn text(error: impl Display) -> String {
     error.to_string()
+}
+
+/// The plugs that a machine runs with, answered by DHCP as those `wanted`. An adapter or a network that changed
+/// otherwise is left alone until the machine is started anew.
+fn with_dhcp_of(running: &[Plug], wanted: &[Plug]) -> Vec<Plug> {
+    let without = |network: &NetworkSpec| NetworkSpec {
+        dhcp: None,
+        ..network.clone()
+    };
+    let answered = |plug: &Plug| {
+        let mut plug = plug.clone();
+        let same = wanted.iter().find(|w| {
+            w.adapter.name == plug.adapter.name && without(&w.network) == without(&plug.network)
+        });
+        if let Some(wanted) = same {
+            plug.network.dhcp.clone_from(&wanted.network.dhcp);
+        }
+        plug
+    };
+    running.iter().map(answered).collect()
 }
 
 /// The networks and adapters of an instance.
@@ -234,4 +297,57 @@ where
 fn invalid<E: Display>(of: &str) -> impl Fn(E) -> Failure {
     let of = of.to_owned();
     move |error| Failure::new("NetworkUnavailable", format!("{of}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plug(adapter: &str, network: &str, lease_seconds: Option<u32>) -> Plug {
+        Plug {
+            network: NetworkSpec {
+                id: NetworkId::new(network).unwrap(),
+                name: format!("t/{network}"),
+                kind: NetworkKind::Internal,
+                subnet: Some("10.0.0.0/24".parse().unwrap()),
+                host_address: None,
+                dhcp: lease_seconds.map(|lease_seconds| DhcpSpec {
+                    lease_seconds,
+                    ..DhcpSpec::default()
+                }),
+            },
+            adapter: AdapterSpec {
+                owner: OwnerId::new("u-1").unwrap(),
+                name: AdapterName::new(adapter).unwrap(),
+                mac: "02:00:00:00:00:01".parse().unwrap(),
+                ip: Some(Ipv4Addr::new(10, 0, 0, 17)),
+                hostname: None,
+                tap_owner_uid: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn only_what_dhcp_answers_reaches_a_running_guest() {
+        let running = [
+            plug("a", "n1", Some(60)),
+            plug("b", "n1", Some(60)),
+            plug("c", "n2", Some(60)),
+        ];
+        let mut wanted = vec![
+            plug("new", "n1", Some(90)),
+            plug("c", "n3", Some(90)),
+            plug("b", "n1", None),
+            plug("a", "n1", Some(90)),
+        ];
+        wanted[3].adapter.ip = Some(Ipv4Addr::new(10, 0, 0, 18));
+        assert_eq!(
+            with_dhcp_of(&running, &wanted),
+            [
+                plug("a", "n1", Some(90)),
+                plug("b", "n1", None),
+                plug("c", "n2", Some(60)),
+            ]
+        );
+    }
 }

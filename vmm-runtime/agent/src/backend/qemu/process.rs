@@ -62,8 +62,8 @@ impl Process {
     }
 }
 
-/// Starts `paddock-vmm`. It outlives the agent: it has a process group of its own from the start and makes itself a
-/// session, and none of its descriptors lead to the agent.
+/// Starts `paddock-vmm`. It outlives the agent: it has a session of its own from the start, so that what ends the
+/// agent's does not end it, and none of its descriptors lead to the agent.
 ///
 /// # Errors
 /// When the program cannot be started.
@@ -80,8 +80,14 @@ pub fn spawn(vmm: &Path, config: &Path, cgroup: &Path, folder: &RunFolder) -> io
         .env_clear()
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0);
+        .stderr(log);
+    // SAFETY: between fork and exec only this runs: one system call, which allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
     for name in ["PATH", "PADDOCK_LOG"] {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
@@ -190,6 +196,43 @@ pub fn end(result: Option<&RunResult>) -> End {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn it_leads_a_session_of_its_own() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let record = super::super::run_folder::Record {
+            namespace: "t".into(),
+            name: "a".into(),
+            generation: 1,
+            config_revision: "c".into(),
+            restart_token: None,
+            at: String::new(),
+            accelerator: paddock_crds::host::Accelerator::Emulation,
+            user: 0,
+            adapters: vec![],
+            dhcp: String::new(),
+            version: 1,
+        };
+        let folder = super::super::run_folder::RunFolders::below(dir.path())
+            .unwrap()
+            .of("a-1")
+            .unwrap();
+        folder.begin(&record).unwrap();
+        let (program, told) = (dir.path().join("vmm"), dir.path().join("told"));
+        // "run --config FILE": the session is the sixth word of stat.
+        std::fs::write(
+            &program,
+            "#!/bin/sh\ncut -d' ' -f6 /proc/$$/stat > \"$3\"\n",
+        )
+        .unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut child = spawn(&program, &told, dir.path(), &folder).unwrap();
+        let pid = child.id().unwrap();
+        assert!(child.wait().await.unwrap().success());
+        let session = std::fs::read_to_string(&told).unwrap();
+        assert_eq!(session.trim(), pid.to_string());
+    }
 
     fn result(json: &str) -> RunResult {
         serde_json::from_str(json).unwrap()

@@ -25,6 +25,9 @@ const MAX_LOG: u64 = 1 << 20;
 /// Longest file that is read back, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// The version of [`Record`]. One of a later version is not understood.
+pub const RECORD_VERSION: u32 = 1;
+
 /// What a process was started from, for the next agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -49,6 +52,16 @@ pub struct Record {
     /// Its networks and adapters.
     #[serde(default)]
     pub adapters: Vec<Plug>,
+    /// What its DHCP servers answer, as a text to compare; empty in the records of earlier agents.
+    #[serde(default)]
+    pub dhcp: String,
+    /// Its version, [`RECORD_VERSION`].
+    #[serde(default = "first_version")]
+    pub version: u32,
+}
+
+fn first_version() -> u32 {
+    1
 }
 
 /// An adapter and the network that it is plugged into.
@@ -71,6 +84,7 @@ impl Record {
             at: self.at.clone(),
             process_id,
             accelerator: Some(self.accelerator),
+            dhcp: self.dhcp.clone(),
         }
     }
 
@@ -164,6 +178,14 @@ impl RunFolder {
             _ => {}
         }
         self.forget()?;
+        self.note(record)
+    }
+
+    /// Replaces what the process runs with.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn note(&self, record: &Record) -> io::Result<()> {
         write(&self.path.join(RECORD_FILE), &serde_json::to_vec(record)?)
     }
 
@@ -208,10 +230,10 @@ impl RunFolder {
         Ok(())
     }
 
-    /// What the process was started from; what cannot be read counts as nothing.
+    /// What the process was started from; what cannot be read, or is of a later version, counts as nothing.
     #[must_use]
     pub fn record(&self) -> Option<Record> {
-        read(&self.path.join(RECORD_FILE))
+        read(&self.path.join(RECORD_FILE)).filter(|r: &Record| r.version <= RECORD_VERSION)
     }
 
     /// The configuration that was written last.
@@ -277,6 +299,8 @@ mod tests {
             accelerator: Accelerator::Emulation,
             user: 200_001,
             adapters: Vec::new(),
+            dhcp: "[]".into(),
+            version: RECORD_VERSION,
         }
     }
 
@@ -301,6 +325,27 @@ mod tests {
         folder.remove().unwrap();
         folder.remove().unwrap();
         assert_eq!(folders.list().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_not_guessed_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RunFolders::below(dir.path()).unwrap().of("a-1").unwrap();
+        folder.begin(&record()).unwrap();
+        let mut json = serde_json::to_value(record()).unwrap();
+        // Agents before versions were noted wrote the first.
+        for field in ["version", "dhcp"] {
+            json.as_object_mut().unwrap().remove(field);
+        }
+        fs::write(folder.path().join(RECORD_FILE), json.to_string()).unwrap();
+        let old = Record {
+            dhcp: String::new(),
+            ..record()
+        };
+        assert_eq!(folder.record(), Some(old));
+        json["version"] = 2.into();
+        fs::write(folder.path().join(RECORD_FILE), json.to_string()).unwrap();
+        assert_eq!(folder.record(), None);
     }
 
     #[test]

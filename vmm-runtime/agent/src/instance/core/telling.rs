@@ -95,6 +95,7 @@ impl InstanceCore {
                 if self.gone && now.held.is_some() {
                     times.push(Some(now.boot.plus(RETRY)));
                 }
+                times.push(self.serving);
                 if *guest == Guest::Starting {
                     times.push(Some(self.start_limit));
                 } else {

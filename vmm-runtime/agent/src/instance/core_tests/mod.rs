@@ -31,6 +31,7 @@ fn wish(generation: i64, power: Power) -> Wish {
         restart_token: None,
         config_revision: format!("c{generation}"),
         stop_deadline_seconds: 30,
+        dhcp: String::new(),
         deleting: false,
     }
 }
@@ -43,6 +44,7 @@ fn started(generation: i64) -> Started {
         at: WALL.into(),
         process_id: Some(77),
         accelerator: None,
+        dhcp: String::new(),
     }
 }
 

@@ -187,6 +187,34 @@ fn a_new_token_restarts_once() {
 }
 
 #[test]
+fn a_token_that_is_taken_away_restarts_nothing() {
+    let token = Wish {
+        restart_token: Some("again".into()),
+        ..wish(2, Power::Running)
+    };
+    let status = |observed| Status {
+        observed_generation: Some(observed),
+        restart_token: Some("again".into()),
+        ..running(2)
+    };
+    let guest = Found::Adopted {
+        started: Started {
+            restart_token: Some("again".into()),
+            ..started(2)
+        },
+        guest: Guest::Running,
+    };
+    Script::new(Some(&status(2)))
+        .at(0, Event::Wished(token), &[])
+        .at(1, Event::Examined(guest), &[])
+        .at(
+            2,
+            Event::Wished(wish(3, Power::Running)),
+            &[report(status(3))],
+        );
+}
+
+#[test]
 fn a_rebooted_host_says_so_and_starts_again_under_its_new_epoch() {
     let restarting = |generation| Status {
         restarts: 1,

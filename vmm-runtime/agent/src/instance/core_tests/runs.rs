@@ -159,3 +159,40 @@ fn what_disks_take_is_told_when_it_has_changed_enough() {
         )
         .at(2, Event::Measured(1, used(6)), &[]);
 }
+
+#[test]
+fn what_dhcp_is_to_answer_reaches_a_running_guest() {
+    let answers = |generation, dhcp: &str| Wish {
+        dhcp: dhcp.into(),
+        ..wish(generation, Power::Running)
+    };
+    let observed = |generation| {
+        report(Status {
+            observed_generation: Some(generation),
+            ..running(1)
+        })
+    };
+    let failure = || Err(Failure::new("NetworkUnavailable", "no"));
+    Script::new(None)
+        .up()
+        .at(
+            100,
+            Event::Wished(answers(2, "new")),
+            &[Action::ServeDhcp(2), observed(2), wake(60_100)],
+        )
+        .at(110, Event::DhcpServed(2, failure()), &[wake(5_110)])
+        .at(5_110, Event::Tick, &[Action::ServeDhcp(2), wake(65_110)])
+        // Once more, before the answer.
+        .at(
+            5_120,
+            Event::Wished(answers(3, "newer")),
+            &[observed(3), wake(65_110)],
+        )
+        .at(
+            5_200,
+            Event::DhcpServed(2, Ok("new".into())),
+            &[Action::ServeDhcp(2), wake(65_200)],
+        )
+        .at(5_210, Event::DhcpServed(2, Ok("newer".into())), &[])
+        .at(5_220, Event::Tick, &[]);
+}

@@ -331,3 +331,27 @@ fn remains_are_cleared_before_anything_starts() {
         )
         .at(1001, Event::Tick, &[Action::Examine(1)]);
 }
+
+#[test]
+fn what_was_made_ready_for_another_spec_is_not_spawned() {
+    Script::new(None)
+        .at(0, Event::Wished(wish(1, Power::Running)), &[])
+        .at(
+            10,
+            Event::Examined(Found::Nothing),
+            &[Action::Confirm, wake(1010)],
+        )
+        .at(
+            15,
+            Event::Confirmed(Some(wish(1, Power::Running))),
+            &[Action::Prepare, wake(1010)],
+        )
+        .at(17, Event::Wished(wish(2, Power::Running)), &[wake(1010)])
+        .at(20, Event::Prepared(Ok(())), &[Action::Confirm, wake(1010)])
+        .at(
+            25,
+            Event::Confirmed(Some(wish(2, Power::Running))),
+            &[Action::Prepare, wake(1010)],
+        )
+        .at(30, Event::Prepared(Ok(())), &[Action::Spawn(2), wake(1010)]);
+}
