@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Two hosts, a control plane and the quickstart's machines, running on this computer (KUBECONFIG=FILE: on that cluster)
@@ -54,7 +54,7 @@ lint: ## Formatting, clippy, licences and sources, generated files
 .PHONY: fmt
 fmt: ## Format the sources
 	@cargo fmt --all
-	@gofmt -w e2e/control-plane/*.go
+	@$$(command -v gofmt || echo .tools/go/go/bin/gofmt) -w e2e/control-plane/*.go
 
 .PHONY: generate
 generate: ## Write the files that are made from the API's types

@@ -2,7 +2,6 @@
 # Figures: JSON under target/bench, and a table. Arguments go to paddock-bench (apply, steady, guest, all; --quick).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=PATH,PADDOCK_BIN_DIR,PADDOCK_CONTROL_PLANE,PADDOCK_IMAGES "$@"; fi; }
 e2e/prepare.sh
 PADDOCK_CONTROL_PLANE=$(e2e/control-plane/build.sh | tail -1)
 PADDOCK_IMAGES=$(e2e/harness/image/build.sh | tail -1)
@@ -10,4 +9,5 @@ cargo build --release --bins
 target=$(cd "${CARGO_TARGET_DIR:-target}" && pwd)
 PADDOCK_BIN_DIR=$target/release
 export PADDOCK_CONTROL_PLANE PADDOCK_IMAGES PADDOCK_BIN_DIR
-as_root "$PADDOCK_BIN_DIR/paddock-bench" "${@:-all}" --out target/bench
+mkdir -p target/bench
+e2e/as-root.sh "$PADDOCK_BIN_DIR/paddock-bench" "${@:-all}" --out target/bench

@@ -12,7 +12,7 @@ pub struct Figure {
     pub name: String,
     /// The value, in `unit`.
     pub value: f64,
-    /// Unit: ms, writes, KiB, ….
+    /// Unit: ms, writes, KB, ….
     pub unit: &'static str,
     /// The most it should be.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -13,7 +13,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, lchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -143,6 +143,20 @@ impl LabFolder {
     /// Replaces the marker.
     pub fn write_marker(&self, marker: &Marker) -> Result<()> {
         write_private(&self.0.join(MARKER), &serde_json::to_string_pretty(marker)?)
+    }
+
+    /// Gives folder and kubeconfig to a user, so that he can use them without being root; all else in it stays root's.
+    pub fn give(&self, user: u32, group: u32) -> Result<()> {
+        for path in [self.0.clone(), self.kubeconfig()] {
+            match lchown(&path, Some(user), Some(group)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error)
+                        .with_context(|| format!("giving {} to user {user}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Held while a lab is started or ended, so that two commands do not do it at once.

@@ -90,6 +90,19 @@ pub fn up(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Vec<String>> {
     require_root()?;
+    let kubeconfig = cluster_of(
+        folder,
+        folder.marker()?.as_ref(),
+        options.kubeconfig.as_deref(),
+    )?;
+    let external = match kubeconfig {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            Some((path, text))
+        }
+        None => None,
+    };
     let mut marker = folder.create()?;
     let _lock = folder.lock()?;
     let checkout = programs::checkout(options.checkout.as_deref())?;
@@ -104,13 +117,62 @@ pub fn up(
             folder,
             &mut marker,
             options,
+            external,
             &checkout,
             executable,
             progress,
         )?,
     };
     missing.extend(client.up(request, progress)?);
+    let variable = |name| std::env::var(name).ok();
+    if let Some((user, group)) = sudo_caller(variable("SUDO_UID"), variable("SUDO_GID")) {
+        folder.give(user, group)?;
+    }
     Ok(missing)
+}
+
+/// The kubeconfig of somebody else's cluster that the lab in `folder` is to use: what was asked, or what it was started on.
+fn cluster_of(
+    folder: &LabFolder,
+    marker: Option<&Marker>,
+    asked: Option<&Path>,
+) -> Result<Option<PathBuf>> {
+    let asked = asked.map(std::path::absolute).transpose()?;
+    if let Some(path) = &asked {
+        let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        if path.starts_with(folder.path()) || real(path).starts_with(real(folder.path())) {
+            bail!(
+                "{} is of the lab in {} itself, expected the kubeconfig of another cluster; leave --kubeconfig out",
+                path.display(),
+                folder.path().display()
+            );
+        }
+    }
+    let Some(marker) = marker.filter(|marker| marker.subnet.is_some()) else {
+        return Ok(asked);
+    };
+    let started_on = marker.external_kubeconfig.clone();
+    if asked.is_some() && asked != started_on {
+        let name = |path: Option<PathBuf>| {
+            path.map_or_else(
+                || "a control plane of its own".to_owned(),
+                |path| format!("the cluster of {}", path.display()),
+            )
+        };
+        bail!(
+            "the lab in {} was started on {}, not on {}; end it first (paddock-lab down)",
+            folder.path().display(),
+            name(started_on),
+            name(asked)
+        );
+    }
+    Ok(started_on)
+}
+
+/// User and group that called by sudo, from the variables it sets; root is nobody to give anything to.
+fn sudo_caller(user: Option<String>, group: Option<String>) -> Option<(u32, u32)> {
+    let (user, group) = (user?.parse().ok()?, group?.parse().ok()?);
+    (user != 0).then_some((user, group))
 }
 
 fn request(options: &UpOptions, checkout: &Path, missing: &mut Vec<String>) -> Result<UpRequest> {
@@ -160,23 +222,19 @@ fn start_supervisor(
     folder: &LabFolder,
     marker: &mut Marker,
     options: &UpOptions,
+    external: Option<(PathBuf, String)>,
     checkout: &Path,
     executable: &Path,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Client> {
-    let external_kubeconfig = match &options.kubeconfig {
-        Some(path) => {
-            Some(std::fs::read_to_string(path).with_context(|| path.display().to_string())?)
-        }
-        None => None,
-    };
-    let control_plane = match &external_kubeconfig {
+    let control_plane = match &external {
         Some(_) => None,
         None => Some(programs::control_plane(
             options.control_plane.as_deref(),
             checkout,
         )?),
     };
+    let (external_path, external_kubeconfig) = external.unzip();
     let programs = programs::programs(executable)?;
     // What a lab that ended without `down` left in the kernel.
     let cgroup = Cgroup::of_lab(&marker.id)?;
@@ -241,11 +299,7 @@ fn start_supervisor(
             .context("configuration of the supervisor")?;
         marker.subnet = Some(subnet);
         marker.control_plane = control_plane;
-        marker.external_kubeconfig = options
-            .kubeconfig
-            .as_deref()
-            .map(std::path::absolute)
-            .transpose()?;
+        marker.external_kubeconfig = external_path;
         folder.write_marker(marker)
     };
     let begun = begin();
@@ -363,6 +417,57 @@ mod tests {
                 "host-a", "host-b", "host-z", "host-aa", "host-az", "host-ba", "host-gr"
             ]
         );
+    }
+
+    #[test]
+    fn a_lab_stays_on_the_cluster_it_was_started_on() {
+        let folder = LabFolder::new(Path::new("/nowhere/.lab")).unwrap();
+        let theirs = PathBuf::from("/nowhere/theirs");
+        let marker = |external: Option<&PathBuf>| Marker {
+            version: 1,
+            id: "01234567".into(),
+            subnet: choose(&[]),
+            external_kubeconfig: external.cloned(),
+            control_plane: None,
+        };
+        let found = |marker: Option<Marker>, asked: Option<&Path>| {
+            cluster_of(&folder, marker.as_ref(), asked).map_err(|error| error.to_string())
+        };
+        assert_eq!(found(None, None), Ok(None));
+        assert_eq!(found(None, Some(&theirs)), Ok(Some(theirs.clone())));
+        let (own, external) = (marker(None), marker(Some(&theirs)));
+        let never_started = Marker {
+            subnet: None,
+            ..own.clone()
+        };
+        assert_eq!(
+            found(Some(never_started), Some(&theirs)),
+            Ok(Some(theirs.clone()))
+        );
+        assert_eq!(found(Some(own.clone()), None), Ok(None));
+        for asked in [None, Some(&*theirs)] {
+            assert_eq!(
+                found(Some(external.clone()), asked),
+                Ok(Some(theirs.clone()))
+            );
+        }
+        assert_eq!(
+            found(Some(own), Some(&theirs)).unwrap_err(),
+            "the lab in /nowhere/.lab was started on a control plane of its own, not on the cluster of /nowhere/theirs; end it first (paddock-lab down)"
+        );
+        assert_eq!(
+            found(None, Some(&folder.kubeconfig())).unwrap_err(),
+            "/nowhere/.lab/kubeconfig is of the lab in /nowhere/.lab itself, expected the kubeconfig of another cluster; leave --kubeconfig out"
+        );
+    }
+
+    #[test]
+    fn who_called_by_sudo() {
+        let caller = |user: &str, group: &str| sudo_caller(Some(user.into()), Some(group.into()));
+        assert_eq!(caller("1000", "1001"), Some((1000, 1001)));
+        assert_eq!(caller("0", "0"), None);
+        assert_eq!(caller("1000", "-1"), None);
+        assert_eq!(sudo_caller(None, None), None);
     }
 
     #[test]

@@ -2,11 +2,14 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use paddock_lab::Lab;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use std::{
+    fs::File,
     io::Write,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
@@ -245,6 +248,58 @@ fn expect_parts(message: &str, parts: &[&str]) -> Result<()> {
         ensure!(message.contains(part), "expected {part:?} in {message:?}");
     }
     Ok(())
+}
+
+/// A program of the product: in `$PADDOCK_BIN_DIR`, else where Cargo puts it beside the tests.
+///
+/// # Errors
+/// When it is not there.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let folder = match std::env::var_os("PADDOCK_BIN_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => {
+            let own = std::env::current_exe().context("path of this executable")?;
+            let folder = own.ancestors().nth(2);
+            folder.context("no folder above the tests")?.to_owned()
+        }
+    };
+    let program = folder.join(name);
+    ensure!(program.is_file(), "{} does not exist", program.display());
+    Ok(program)
+}
+
+/// A command on a host of the lab that runs until this is dropped: then it is told to end. What it says is in the lab's
+/// `logs/background.log`.
+#[derive(Debug)]
+pub struct Background(Child);
+
+impl Background {
+    /// Starts it on `host`, or in the network of `operator`.
+    ///
+    /// # Errors
+    /// When it or its log cannot be opened.
+    pub fn start(lab: &Lab, host: &str, command: &[&str]) -> Result<Self> {
+        let log = lab.directory().join("logs/background.log");
+        let log = File::options().create(true).append(true).open(log)?;
+        let mut exec = lab.command("exec");
+        exec.arg(host).arg("--").args(command).stdin(Stdio::null());
+        exec.stdout(log.try_clone()?).stderr(log);
+        // A group of its own: what it starts is told to end with it.
+        let child = exec.process_group(0).spawn();
+        child
+            .map(Self)
+            .with_context(|| format!("starting {command:?} on {host}"))
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(group) = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw) {
+            // It may have ended by itself; its group lasts until it is waited for.
+            let _ = rustix::process::kill_process_group(group, Signal::TERM);
+        }
+        let _ = self.0.wait();
+    }
 }
 
 /// What a scenario works with.

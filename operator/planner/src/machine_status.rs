@@ -360,7 +360,7 @@ fn waits_for_end(s: &Snapshot<'_>, host: &str) -> String {
     match host_refusal(s, host) {
         None => format!("waits for host {host} to prove that the guest has ended"),
         Some(why) => format!(
-            "waits for host {host} to prove that the guest has ended, but the host is not ready: {why}. If it is off for good, set spec.outOfService.token on Host \"{host}\" to force it"
+            "waits for host {host} to prove that the guest has ended, but the host is not ready: {why}. Start its agent again, or if the host is off for good, set spec.outOfService.token on Host \"{host}\" to force it"
         ),
     }
 }

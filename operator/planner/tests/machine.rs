@@ -244,9 +244,9 @@ fn a_deletion_on_a_dead_host_says_what_it_waits_for_and_how_to_force_it() {
     assert_eq!(deleting.reason, "WaitingForHost");
     assert!(
         deleting.message.contains("host host-b")
-            && deleting
-                .message
-                .contains("set spec.outOfService.token on Host \"host-b\"")
+            && deleting.message.contains(
+                "Start its agent again, or if the host is off for good, set spec.outOfService.token on Host \"host-b\""
+            )
             && deleting.message.contains("root"),
         "{}",
         deleting.message

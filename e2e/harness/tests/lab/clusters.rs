@@ -1,6 +1,8 @@
 //! An own control plane and somebody else's.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use paddock_lab::{Fault, Lab, LabOptions, ServiceState, programs};
 
@@ -18,6 +20,8 @@ fn the_control_plane_comes_back() {
     })
     .unwrap();
     kubectl(&lab, &["create", "namespace", "kept"]);
+    its_own_kubeconfig_is_no_other_cluster(&lab);
+    who_called_by_sudo_gets_the_kubeconfig(&lab);
     for (fault_, service) in [
         (Fault::KillEtcd, "etcd"),
         (Fault::KillApiserver, "kube-apiserver"),
@@ -82,6 +86,39 @@ fn the_control_plane_comes_back() {
     let (id, directory) = (lab.status().unwrap().id, lab.directory().to_owned());
     lab.down().unwrap();
     nothing_left(&id, &directory);
+}
+
+fn its_own_kubeconfig_is_no_other_cluster(lab: &Lab) {
+    let output = lab
+        .command("up")
+        .arg("--kubeconfig")
+        .arg(lab.kubeconfig().unwrap())
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(message.contains("leave --kubeconfig out"), "{message}");
+}
+
+fn who_called_by_sudo_gets_the_kubeconfig(lab: &Lab) {
+    let output = lab
+        .command("up")
+        .arg("--control-plane-only")
+        .envs([("SUDO_UID", "1234"), ("SUDO_GID", "1235")])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let owner = |path: &Path| {
+        let found = fs::metadata(path).unwrap();
+        (found.uid(), found.gid())
+    };
+    assert_eq!(owner(lab.directory()), (1234, 1235));
+    assert_eq!(owner(&lab.kubeconfig().unwrap()), (1234, 1235));
+    assert_eq!(owner(&lab.directory().join("pki")), (0, 0));
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use crate::{
     cluster::Context,
+    guest::REACTION,
     runner::{Manner, Scenario},
+    wait,
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 pub const SCENARIOS: &[Scenario] = &[Scenario {
     name: "bad_input_is_refused_at_apply",
@@ -53,6 +55,128 @@ fn refused(cx: &Context<'_>) -> Result<()> {
     ];
     for (kind, spec, parts) in cases {
         cx.kubectl.refused(&yaml(kind, spec), parts)?;
+    }
+    for (bus, most) in [("SCSI", 28), ("Virtio", 16)] {
+        let disks: Vec<String> = (0..=most)
+            .map(|i| disk(i).replace("{name: d", &format!("{{bus: {bus}, name: d")))
+            .collect();
+        cx.kubectl.refused(
+            &yaml(
+                "VirtualMachine",
+                &format!("{{memory: 64Mi, disks: [{}]}}", disks.join(", ")),
+            ),
+            &["spec.disks", &format!("{bus} holds at most {most} disks")],
+        )?;
+    }
+    tasks(cx)?;
+    changes(cx)
+}
+
+/// What a task of each action must and must not say.
+fn tasks(cx: &Context<'_>) -> Result<()> {
+    for (spec, part) in [
+        ("action: Resize", "needs a size"),
+        ("action: Resize, size: 1Mi", "size must be between"),
+        ("action: Check, size: 1Gi", "belong to the action Resize"),
+        (
+            "action: Check, precompact: Enabled",
+            "belongs to the action Compact",
+        ),
+        ("action: Export", "needs a target"),
+        (
+            "action: Check, target: {pool: default, path: out.img}",
+            "belong to the action Export",
+        ),
+        (
+            "action: Export, target: {pool: default, path: ../a}",
+            "stay in its pool",
+        ),
+        ("action: Polish", "Polish"),
+    ] {
+        let spec = format!("{{virtualHardDiskRef: {{name: none}}, {spec}}}");
+        cx.kubectl
+            .refused(&yaml("VirtualHardDiskTask", &spec), &[part])?;
+    }
+    Ok(())
+}
+
+/// A changed spec, and what its refusal says.
+type Change = (&'static str, &'static str);
+
+/// What may be made, but not be changed into something else.
+fn changes(cx: &Context<'_>) -> Result<()> {
+    // None of these is ever made: their pools, parents and images do not exist.
+    let cases: &[(&str, &str, &[Change])] = &[
+        (
+            "VirtualHardDisk",
+            "{size: 1Gi, file: {pool: none}, source: {image: {pool: none, path: a.img}}}",
+            &[
+                (
+                    "{size: 1Gi, file: {pool: none}, source: {image: {pool: none, path: b.img}}}",
+                    "source cannot be changed",
+                ),
+                (
+                    "{size: 1Gi, file: {pool: other}, source: {image: {pool: none, path: a.img}}}",
+                    "file cannot be changed",
+                ),
+                (
+                    "{size: 1000Mi, file: {pool: none}, source: {image: {pool: none, path: a.img}}}",
+                    "size can be raised, but not lowered",
+                ),
+                (
+                    "{type: Differencing, parentRef: {name: none}, file: {pool: none}}",
+                    "cannot become a differencing disk",
+                ),
+            ],
+        ),
+        (
+            "VirtualHardDisk",
+            "{type: Differencing, parentRef: {name: none}, file: {pool: none}}",
+            &[(
+                "{type: Differencing, parentRef: {name: other}, file: {pool: none}}",
+                "parentRef cannot be changed",
+            )],
+        ),
+        (
+            "VirtualHardDiskTask",
+            "{action: Check, virtualHardDiskRef: {name: none}}",
+            &[(
+                "{action: Compact, virtualHardDiskRef: {name: none}}",
+                "a task cannot be changed",
+            )],
+        ),
+        (
+            "VirtualNetwork",
+            "{type: Internal, subnet: 192.168.85.0/24}",
+            &[
+                (
+                    "{type: Private, subnet: 192.168.85.0/24}",
+                    "type cannot be changed",
+                ),
+                (
+                    "{type: Internal, subnet: 192.168.86.0/24}",
+                    "subnet cannot be changed",
+                ),
+            ],
+        ),
+    ];
+    for (kind, spec, changes) in cases {
+        cx.kubectl.apply(&yaml(kind, spec))?;
+        for (changed, part) in *changes {
+            // Replaced, as an edit does. The operator writes meanwhile: a conflict says nothing about the change.
+            let what = format!("{kind} {spec} changed to {changed}: a refusal naming {part:?}");
+            wait::until(&what, REACTION, || {
+                let output = cx
+                    .kubectl
+                    .output(&["replace", "-f", "-"], &yaml(kind, changed))?;
+                let message = String::from_utf8_lossy(&output.stderr);
+                ensure!(!output.status.success(), "accepted");
+                ensure!(message.contains(part), "{message}");
+                Ok(())
+            })?;
+        }
+        let object = format!("{}/bad", kind.to_lowercase());
+        cx.kubectl.run(&["delete", &object, "--timeout=60s"])?;
     }
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! What only the operator or a host can see: a condition with a reason on the object a person looks at.
 
 use crate::{
-    cluster::Context,
+    cluster::{Background, Context, program},
     guest::{self, BOOT, Guest, REACTION, internal_network},
     runner::{Manner, Scenario},
     wait,
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::{fs::File, io, time::Duration};
 
@@ -25,6 +26,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "a_disk_in_use_and_a_mac_address_in_use_are_said",
         manner: Manner::Beside,
         run: in_use,
+    },
+    Scenario {
+        name: "a_disk_file_that_another_program_uses_is_said",
+        manner: Manner::Beside,
+        run: locked_file,
     },
     Scenario {
         name: "a_full_pool_is_said",
@@ -78,13 +84,19 @@ fn missing(cx: &Context<'_>) -> Result<()> {
         "{file: {pool: shared}, source: {image: {pool: images, path: nothing.img}}}",
     ))?;
     k.apply(&disk("no-pool", "{size: 16Mi, file: {pool: nowhere}}"))?;
-    let wrong = "0".repeat(64);
-    k.apply(&disk("wrong-sum", &format!("{{file: {{pool: shared}}, source: {{image: {{pool: images, path: tiny-linux.img, sha256: \"{wrong}\"}}}}}}")))?;
-    let image = cx.lab.directory().join("pools/images/tiny-linux.img");
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(&image)?, &mut hash)?;
-    let right: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    k.apply(&disk("right-sum", &format!("{{file: {{pool: shared}}, source: {{image: {{pool: images, path: tiny-linux.img, sha256: \"{right}\"}}}}}}")))?;
+    let images = cx.lab.directory().join("pools/images");
+    let (wanted, found) = (vec![7u8; 4 << 20], vec![8u8; 4 << 20]);
+    let replaced = images.join("replaced.img");
+    std::fs::write(&replaced, &found)?;
+    let of_image = |path: &str, sum: &str| {
+        format!(
+            "{{file: {{pool: shared}}, source: {{image: {{pool: images, path: {path}, sha256: \"{sum}\"}}}}}}"
+        )
+    };
+    let sum = of_image("replaced.img", &hex_sha256(&wanted[..])?);
+    k.apply(&disk("wrong-sum", &sum))?;
+    let right = hex_sha256(File::open(images.join("tiny-linux.img"))?)?;
+    k.apply(&disk("right-sum", &of_image("tiny-linux.img", &right)))?;
     k.apply(&disk(
         "small",
         "{size: 4Mi, file: {pool: shared}, source: {image: {pool: images, path: tiny-linux.img}}}",
@@ -114,7 +126,7 @@ fn missing(cx: &Context<'_>) -> Result<()> {
         "Ready",
         "False",
         "ChecksumMismatch",
-        &[&right],
+        &[&hex_sha256(&found[..])?],
         REACTION,
     )?;
     k.wait_reason(
@@ -125,20 +137,67 @@ fn missing(cx: &Context<'_>) -> Result<()> {
         &[],
         REACTION,
     )?;
-    let text = k.get("vhd/no-pool")?["status"]["conditions"].to_string();
-    ensure!(
-        text.contains("nowhere") && text.contains("\"False\""),
-        "{text}"
-    );
-
-    // Mended, it goes on by itself.
-    std::fs::write(
-        cx.lab.directory().join("pools/images/nothing.img"),
-        vec![7u8; 4 << 20],
+    k.wait_reason(
+        "vhd/no-pool",
+        "Ready",
+        "False",
+        "PoolNotFound",
+        &["nowhere"],
+        REACTION,
     )?;
-    k.wait_condition("vhd/no-image", "Ready", RETRY)?;
-    std::fs::remove_file(cx.lab.directory().join("pools/images/nothing.img"))?;
-    Ok(())
+
+    // Mended, each goes on by itself.
+    let nothing = images.join("nothing.img");
+    std::fs::write(&nothing, &wanted)?;
+    std::fs::write(&replaced, &wanted)?;
+    k.apply(&Guest::unbooted("huge").machine_yaml())?;
+    for object in ["vhd/no-image", "vhd/wrong-sum"] {
+        k.wait_condition(object, "Ready", RETRY)?;
+    }
+    std::fs::remove_file(nothing)?;
+    std::fs::remove_file(replaced)?;
+    k.wait_condition("vm/huge", "Ready", BOOT)?;
+    with_pool(cx, "nowhere", "mkdir -p $0", || {
+        k.wait_condition("vhd/no-pool", "Ready", RETRY)?;
+        k.run(&["delete", "vhd", "no-pool", "--timeout=60s"])
+            .map(drop)
+    })
+}
+
+fn hex_sha256(mut bytes: impl io::Read) -> Result<String> {
+    let mut hash = Sha256::new();
+    io::copy(&mut bytes, &mut hash)?;
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Gives host-a a pool, made by the shell script `make` whose `$0` is its folder, for as long as `body` runs.
+fn with_pool(
+    cx: &Context<'_>,
+    name: &str,
+    make: &str,
+    body: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let path = format!("/var/lib/paddock/pools/{name}");
+    cx.lab.exec_ok("host-a", &["sh", "-c", make, &path])?;
+    // Added and removed by themselves: others' changes of the list stay.
+    let patch = |patch: Value| {
+        let patch = patch.to_string();
+        cx.kubectl
+            .run(&["patch", "host/host-a", "--type=json", "-p", &patch])
+    };
+    let pool = json!({"name": name, "path": path});
+    patch(json!([{"op": "add", "path": "/spec/pools/-", "value": pool}]))?;
+    let result = body();
+    let host = cx.kubectl.get("host/host-a")?;
+    let mut pools = host["spec"]["pools"].as_array().into_iter().flatten();
+    let at = pools
+        .position(|p| p["name"] == name)
+        .context("the pool is gone from host-a")?;
+    patch(json!([
+        {"op": "test", "path": format!("/spec/pools/{at}/name"), "value": name},
+        {"op": "remove", "path": format!("/spec/pools/{at}")},
+    ]))?;
+    result
 }
 
 fn bad_files(cx: &Context<'_>) -> Result<()> {
@@ -186,6 +245,7 @@ fn bad_files(cx: &Context<'_>) -> Result<()> {
             REACTION,
         )?;
     }
+    through_a_link(cx)?;
     // A file that no object speaks of, and one that another object does.
     std::fs::write(folder.join("other.vhd"), b"precious")?;
     for (name, file, reason) in [
@@ -221,8 +281,21 @@ fn bad_files(cx: &Context<'_>) -> Result<()> {
         "a refused file was changed"
     );
 
-    std::fs::write(folder.join("corrupt.vhd"), &good)?;
-    k.wait_condition("vhd/corrupt", "Ready", RETRY)
+    // Mended, each goes on by itself.
+    std::fs::remove_file(folder.join("out"))?;
+    std::fs::create_dir(folder.join("out"))?;
+    for (name, file) in [
+        ("corrupt", "corrupt.vhd"),
+        ("truncated", "truncated.vhd"),
+        ("absent", "absent.vhd"),
+        ("outside", "out/passwd"),
+    ] {
+        std::fs::write(folder.join(file), &good).with_context(|| name.to_owned())?;
+    }
+    for name in ["corrupt", "truncated", "absent", "outside"] {
+        k.wait_condition(&format!("vhd/{name}"), "Ready", RETRY)?;
+    }
+    Ok(())
 }
 
 fn in_use(cx: &Context<'_>) -> Result<()> {
@@ -270,30 +343,71 @@ fn in_use(cx: &Context<'_>) -> Result<()> {
     k.wait_condition("vm/second", "Ready", BOOT)
 }
 
-fn full_pool(cx: &Context<'_>) -> Result<()> {
-    let path = "/var/lib/paddock/pools/tiny";
-    cx.lab.exec_ok(
-        "host-a",
-        &[
-            "sh",
-            "-c",
-            &format!("mkdir -p {path} && mount -t tmpfs -o size=8m tmpfs {path}"),
-        ],
-    )?;
-    let host = cx.kubectl.get("host/host-a")?;
-    let pools = host["spec"]["pools"].clone();
-    let mut more = pools.clone();
-    if let Some(list) = more.as_array_mut() {
-        list.push(serde_json::json!({"name": "tiny", "path": path}));
+/// A link in the images' pool that leads out of it: neither a disk is made from what lies behind, nor a kernel started.
+fn through_a_link(cx: &Context<'_>) -> Result<()> {
+    let images = cx.lab.directory().join("pools/images");
+    let link = images.join(cx.namespace());
+    std::os::unix::fs::symlink("/etc", &link)?;
+    let path = format!("{}/passwd", cx.namespace());
+    let source =
+        format!("{{file: {{pool: shared}}, source: {{image: {{pool: images, path: {path}}}}}}}");
+    let guest = Guest::unbooted("linked");
+    let machine = guest
+        .machine_yaml()
+        .replace("path: tiny-linux.vmlinuz", &format!("path: {path}"));
+    let k = &cx.kubectl;
+    k.apply(&(disk("linked-image", &source) + &guest.empty_disk_yaml() + &machine))?;
+    k.apply(&internal_network(89))?;
+    for object in ["vhd/linked-image", "vm/linked"] {
+        k.wait_reason(
+            object,
+            "Ready",
+            "False",
+            "PathEscapesPool",
+            &[&path],
+            REACTION,
+        )?;
     }
-    cx.kubectl
-        .patch("host/host-a", &serde_json::json!({"spec": {"pools": more}}))?;
-    let said = full(cx);
-    cx.kubectl.patch(
-        "host/host-a",
-        &serde_json::json!({"spec": {"pools": pools}}),
+    std::fs::remove_file(link)?;
+    Ok(())
+}
+
+/// A file that somebody serves by hand, past the API.
+fn locked_file(cx: &Context<'_>) -> Result<()> {
+    let k = &cx.kubectl;
+    let guest = Guest {
+        host: "host-a",
+        ..Guest::unbooted("locked")
+    };
+    k.apply(&(guest.empty_disk_yaml() + &internal_network(88)))?;
+    k.wait_condition("vhd/locked", "Ready", REACTION)?;
+    let file = format!(
+        "/var/lib/paddock/pools/shared/{}",
+        k.text("vhd/locked", "/status/file/path")?
+    );
+    let socket = format!("/run/{}.sock", cx.namespace());
+    let vhd = program("vhd")?.to_string_lossy().into_owned();
+    let serve = [vhd.as_str(), "serve", "--socket", &socket, &file];
+    let served = Background::start(cx.lab, "host-a", &serve)?;
+    wait::until("the file to be served", REACTION, || {
+        cx.lab.exec_ok("host-a", &["test", "-S", &socket]).map(drop)
+    })?;
+    k.apply(&guest.machine_yaml())?;
+    k.wait_reason(
+        "vm/locked",
+        "Ready",
+        "False",
+        "DiskInUse",
+        &[file.rsplit('/').next().unwrap_or_default()],
+        REACTION,
     )?;
-    said
+    drop(served);
+    k.wait_condition("vm/locked", "Ready", RETRY)
+}
+
+fn full_pool(cx: &Context<'_>) -> Result<()> {
+    let make = "mkdir -p $0 && mount -t tmpfs -o size=8m tmpfs $0";
+    with_pool(cx, "tiny", make, || full(cx))
 }
 
 fn full(cx: &Context<'_>) -> Result<()> {
@@ -309,6 +423,14 @@ fn full(cx: &Context<'_>) -> Result<()> {
         &["tiny"],
         REACTION,
     )?;
+    let pool = "/var/lib/paddock/pools/tiny";
+    wait::until("a pool without remains", REACTION, || {
+        let files = cx
+            .lab
+            .exec_ok("host-a", &["find", pool, "-type", "f", "-size", "+0"])?;
+        ensure!(files.is_empty(), "{files}");
+        Ok(())
+    })?;
     cx.kubectl.apply(&disk(
         "little",
         "{type: Fixed, size: 4Mi, file: {pool: tiny}}",
@@ -329,6 +451,10 @@ fn full(cx: &Context<'_>) -> Result<()> {
         );
         Ok(())
     })?;
+    // With room it goes on by itself.
+    let grown = ["mount", "-o", "remount,size=128m", pool];
+    cx.lab.exec_ok("host-a", &grown)?;
+    cx.kubectl.wait_condition("vhd/large", "Ready", RETRY)?;
     cx.kubectl
         .run(&["delete", "vhd", "large", "little", "--timeout=60s"])
         .map(drop)

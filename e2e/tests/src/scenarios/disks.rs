@@ -20,7 +20,7 @@ pub const SCENARIOS: &[Scenario] = &[
         run: reclaim,
     },
     Scenario {
-        name: "deletes_end_in_every_order",
+        name: "applies_and_deletes_end_in_every_order",
         manner: Manner::Beside,
         run: delete_orders,
     },
@@ -123,7 +123,7 @@ fn reclaim(cx: &Context<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A running machine, its disk and its network, deleted in each of the six orders without waiting in between.
+/// A running machine, its disk and its network, applied and deleted in each of the six orders without waiting in between.
 fn delete_orders(cx: &Context<'_>) -> Result<()> {
     let orders = [
         ["vm/o", "vhd/o", "vnet/lab"],
@@ -134,13 +134,19 @@ fn delete_orders(cx: &Context<'_>) -> Result<()> {
         ["vnet/lab", "vhd/o", "vm/o"],
     ];
     // Nothing to boot from: it is the processors that count, and those run.
-    let objects = Guest::new("o").yaml().replace(
-        "  source: {image: {pool: images, path: tiny-linux.img}}\n",
-        "",
-    ) + &internal_network(68);
+    let guest = Guest::unbooted("o");
+    let document = |object: &str| match object {
+        "vm/o" => guest.machine_yaml(),
+        "vhd/o" => guest.empty_disk_yaml(),
+        _ => internal_network(68),
+    };
     for order in orders {
-        cx.kubectl.apply(&objects)?;
-        cx.kubectl.wait_condition("vm/o", "Ready", REACTION)?;
+        for object in order {
+            cx.kubectl.apply(&document(object))?;
+        }
+        cx.kubectl
+            .wait_condition("vm/o", "Ready", REACTION)
+            .with_context(|| format!("applied in the order {order:?}"))?;
         for object in order {
             cx.kubectl.run(&["delete", object, "--wait=false"])?;
         }

@@ -1,13 +1,18 @@
-//! Other ways to install: the chart, and somebody else's cluster.
+//! Other ways to install: the chart, the demo, and somebody else's cluster.
 
+use super::access;
 use crate::{
     cluster::{Context, Kubectl, Skip},
     guest::{self, REACTION},
     runner::{Manner, Scenario},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use paddock_lab::{Lab, LabOptions};
-use std::{path::PathBuf, process::Command};
+use paddock_lab::{Lab, LabOptions, folder::LabFolder};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -20,7 +25,92 @@ pub const SCENARIOS: &[Scenario] = &[
         manner: Manner::Alone,
         run: given_cluster,
     },
+    Scenario {
+        name: "the_demo_comes_twice_and_goes_whole",
+        manner: Manner::Alone,
+        run: demo,
+    },
 ];
+
+/// `e2e/demo.sh` with a lab in `folder`, in a shell that has exported what the demo said at its end.
+fn run_demo(cx: &Context<'_>, folder: &Path, what: &str) -> Result<String> {
+    let output = Command::new(cx.checkout().join("e2e/demo.sh"))
+        .arg(what)
+        .env("PADDOCK_LAB_DIR", folder)
+        .env("KUBECONFIG", folder.join("kubeconfig"))
+        .output()
+        .context("demo.sh")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(
+        output.status.success(),
+        "demo.sh {what}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text)
+}
+
+fn demo(cx: &Context<'_>) -> Result<()> {
+    for name in ["PADDOCK_BIN_DIR", "PADDOCK_CONTROL_PLANE", "PADDOCK_IMAGES"] {
+        if std::env::var_os(name).is_none() {
+            bail!(Skip(format!("{name} is not set: the demo would build")));
+        }
+    }
+    let temporary = tempfile::tempdir()?;
+    let folder = temporary.path().join("lab");
+    let tried = demo_twice(cx, &folder);
+    // Also what a failed start has left.
+    let removed = run_demo(cx, &folder, "down");
+    let id = tried?;
+    removed?;
+    let links = Command::new("ip").args(["-br", "link"]).output()?.stdout;
+    ensure!(
+        !String::from_utf8_lossy(&links).contains(&format!("pdl-{id}")),
+        "the lab's link is left"
+    );
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(
+        !mounts.contains(&*folder.to_string_lossy()),
+        "mounts are left: {mounts}"
+    );
+    let groups = paddock_lab::cgroup::find_mount(&mounts)
+        .context("no control groups")?
+        .join(format!("paddock-lab-{id}"));
+    ensure!(!groups.exists(), "{} is left", groups.display());
+    ensure!(!folder.exists(), "{} is left", folder.display());
+    let nothing = run_demo(cx, &folder, "down")?;
+    ensure!(nothing.contains("nothing to remove"), "{nothing}");
+    Ok(())
+}
+
+/// The id of the demo's lab.
+fn demo_twice(cx: &Context<'_>, folder: &Path) -> Result<String> {
+    let first = run_demo(cx, folder, "up")?;
+    let advice = format!("KUBECONFIG={}", folder.join("kubeconfig").display());
+    ensure!(
+        first.contains(&advice),
+        "{advice:?} is not advised: {first}"
+    );
+    let id = |lab: &LabFolder| Ok::<_, anyhow::Error>(lab.existing()?.id);
+    let lab = LabFolder::new(folder)?;
+    let made = id(&lab)?;
+    let kubectl = Kubectl::new(&folder.join("kubeconfig"), "default");
+    let processes = || {
+        let path = "jsonpath={.items[*].status.processId}";
+        kubectl.run(&["get", "vmi", "-o", path])
+    };
+    let before = processes()?;
+    run_demo(cx, folder, "up")?;
+    ensure!(
+        id(&lab)? == made && processes()? == before,
+        "the second demo disturbed the first"
+    );
+    // What it has put into PATH works as it says.
+    let status = Command::new(folder.join("bin/paddock-lab"))
+        .arg("status")
+        .output()?;
+    ensure!(status.status.success(), "{status:?}");
+    Ok(made)
+}
 
 fn helm() -> Result<PathBuf> {
     match std::env::var_os("PADDOCK_HELM") {
@@ -168,6 +258,9 @@ fn given_cluster(_: &Context<'_>) -> Result<()> {
         Kubectl::new(&kubeconfig, "paddock-system").get(&account)?;
     }
     let cx = Context { lab: &lab, kubectl };
+    // Here it is a service account's name that says which host's agent it is.
+    let folder = tempfile::tempdir()?;
+    access::only_its_own_host(&access::as_agent(&cx, "host-a", folder.path())?)?;
     cx.kubectl
         .apply(&(guest::Guest::new("k").yaml() + &guest::internal_network(76)))?;
     guest::wait_running(&cx, "k")?;

@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::Context,
-    guest::{self, Guest, internal_network},
+    guest::{self, Guest, Running, internal_network},
     runner::{Manner, Scenario},
 };
 use anyhow::{Result, ensure};
@@ -84,6 +84,8 @@ fn quickstart(cx: &Context<'_>) -> Result<()> {
         String::from_utf8_lossy(&diff.stderr)
     );
 
+    tells_a_person(cx, &first)?;
+
     // In one go and in whatever order kubectl takes: it must end.
     cx.kubectl.run(&["delete", "-k", &path, "--timeout=90s"])?;
     let left = cx
@@ -91,6 +93,53 @@ fn quickstart(cx: &Context<'_>) -> Result<()> {
         .run(&["get", "vm,vhd,vnet,vmi,vhdtask", "-o", "name"])?;
     ensure!(left.is_empty(), "left behind: {left}");
     Ok(())
+}
+
+/// What a person reads who never looks at a log.
+fn tells_a_person(cx: &Context<'_>, web_1: &Running) -> Result<()> {
+    let says = |arguments: &[&str], parts: &[&str]| -> Result<()> {
+        let text = cx.kubectl.run(arguments)?;
+        for part in parts {
+            ensure!(
+                text.contains(part),
+                "kubectl {}: expected {part:?} in {text}",
+                arguments.join(" ")
+            );
+        }
+        Ok(())
+    };
+    let runs = format!("runs on host {}", web_1.host);
+    says(
+        &["describe", "vm", "web-1"],
+        &[&runs, &web_1.address, "Placed"],
+    )?;
+    let described = cx.kubectl.run(&["describe", "vm", "web-1"])?;
+    let events = described.split_once("Events:").map(|(_, events)| events);
+    ensure!(
+        events.is_some_and(|events| events.contains("Normal")),
+        "expected an event in {described}"
+    );
+    let tables = cx.kubectl.run(&["get", "vm,vhd,vnet,host", "-o", "wide"])?;
+    let heads: Vec<Vec<&str>> = tables
+        .lines()
+        .filter(|line| line.starts_with("NAME "))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    ensure!(heads.len() == 4, "expected four tables, found {tables}");
+    for (head, columns) in heads.iter().zip([
+        ["STATE", "READY", "HOST"],
+        ["STATE", "READY", "SIZE"],
+        ["TYPE", "READY", "SUBNET"],
+        ["STATE", "READY", "CORES"],
+    ]) {
+        for column in columns {
+            ensure!(head.contains(&column), "expected {column} in {head:?}");
+        }
+    }
+    says(
+        &["explain", "vm.spec", "--recursive"],
+        &["runPolicy", "networkAdapters", "virtualHardDiskRef"],
+    )
 }
 
 fn ide_through_bios(cx: &Context<'_>) -> Result<()> {

@@ -231,6 +231,7 @@ pub fn check_files(config: &InstanceConfig, host: &HostSpec) -> Result<(), Failu
         pool.open_read(&file.path).map_err(|error| {
             let reason = match error {
                 PoolError::Io { .. } => "PoolUnavailable",
+                PoolError::PathEscapes { .. } => "PathEscapesPool",
                 _ => "ImageNotFound",
             };
             Failure::new(reason, format!("pool {}: {error}", file.pool))
