@@ -413,7 +413,6 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
         spec.host_epoch = epoch.max(spec.host_epoch);
         actions = stamp(s, vm, spec.host_epoch);
     }
-    let mut reservation = None;
     blocked.extend(resolved.refusals.iter().chain(&resolved.waits).cloned());
     if blocked.is_empty()
         && let (Some(view), Some(_)) = (view, epoch)

@@ -158,7 +158,7 @@ fn undo(path: &str) -> UndoDisk {
 
 fn unmade_child(name: &str) -> VirtualHardDisk {
     let mut disk = unmade_disk(name, "default");
-    disk.spec.disk_type = DiskType::Differencing;
+    disk.spec.disk_type = Some(DiskType::Differencing);
     disk.spec.size = None;
     disk.spec.parent_ref = Some(LocalReference {
         name: "base".to_owned(),
@@ -180,9 +180,11 @@ fn unmade_copy(name: &str) -> VirtualHardDisk {
     let mut disk = unmade_disk(name, "default");
     disk.spec.source = Some(DiskSource {
         image: None,
+        http: None,
         clone_ref: Some(LocalReference {
             name: "base".to_owned(),
         }),
+        linked_ref: None,
     });
     disk
 }
@@ -407,6 +409,7 @@ impl World {
             size,
             shrink: None,
             precompact: None,
+            defragment: None,
             target: None,
             format: None,
         };

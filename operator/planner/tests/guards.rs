@@ -85,6 +85,7 @@ fn check(life: &mut Life, findings: &[&str]) {
         size: None,
         shrink: None,
         precompact: None,
+        defragment: None,
         target: None,
         format: None,
     };

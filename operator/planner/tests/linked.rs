@@ -26,7 +26,7 @@ fn device() -> LinkedDisk {
 fn unmade(name: &str) -> VirtualHardDisk {
     let mut disk = unmade_disk(name, "shared");
     disk.spec.size = None;
-    disk.spec.disk_type = DiskType::Linked;
+    disk.spec.disk_type = Some(DiskType::Linked);
     disk.spec.linked = Some(device());
     disk
 }
@@ -146,7 +146,7 @@ fn a_linked_disk_is_no_copys_source_and_no_parent() {
     life.settle();
     assert_eq!(life.ready().1, "SourceLinked");
     let mut child = unmade_disk("d", "default");
-    child.spec.disk_type = DiskType::Differencing;
+    child.spec.disk_type = Some(DiskType::Differencing);
     child.spec.size = None;
     child.spec.parent_ref = named("old");
     let mut life = Life::new(child);

@@ -32,7 +32,7 @@ fn dynamic(name: &str) -> VirtualHardDisk {
 fn unmade_child(name: &str) -> VirtualHardDisk {
     let mut disk = unmade_disk(name, "default");
     disk.metadata.finalizers = Some(vec![DISK_FINALIZER.to_owned()]);
-    disk.spec.disk_type = DiskType::Differencing;
+    disk.spec.disk_type = Some(DiskType::Differencing);
     disk.spec.size = None;
     disk.spec.parent_ref = Some(LocalReference {
         name: "base".to_owned(),
@@ -54,9 +54,11 @@ fn copy(name: &str) -> VirtualHardDisk {
     let mut disk = unmade_disk(name, "default");
     disk.spec.source = Some(DiskSource {
         image: None,
+        http: None,
         clone_ref: Some(LocalReference {
             name: "base".to_owned(),
         }),
+        linked_ref: None,
     });
     disk
 }
@@ -100,6 +102,7 @@ fn ask(life: &mut Life, name: &str, action: TaskAction) -> ObjectKey {
         size: None,
         shrink: None,
         precompact: None,
+        defragment: None,
         target: None,
         format: None,
     };

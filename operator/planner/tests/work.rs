@@ -665,11 +665,11 @@ fn a_compaction_is_called_off_when_a_machine_is_to_start() {
     );
     life.tasks.clear();
     life.disk.status.as_mut().unwrap().attachment = None;
-    life.disk.spec.disk_type = DiskType::Fixed;
+    life.disk.spec.disk_type = Some(DiskType::Fixed);
     life.settle();
     assert_eq!(life.task().spec.action, TaskAction::Convert);
     assert_eq!(life.task().metadata.deletion_timestamp, None);
-    life.disk.spec.disk_type = DiskType::Dynamic;
+    life.disk.spec.disk_type = Some(DiskType::Dynamic);
     life.settle();
     assert!(life.task().metadata.deletion_timestamp.is_some());
 }
@@ -677,7 +677,7 @@ fn a_compaction_is_called_off_when_a_machine_is_to_start() {
 #[test]
 fn work_that_fails_is_tried_seldom_and_at_once_when_the_spec_changes() {
     let mut life = Life::new(dynamic("d"));
-    life.disk.spec.disk_type = DiskType::Fixed;
+    life.disk.spec.disk_type = Some(DiskType::Fixed);
     life.settle();
     let task = ObjectKey::of(&life.task().metadata);
     end(&mut life, &task, TaskState::Failed, TaskResult::default());

@@ -155,7 +155,7 @@ impl Lab {
     pub async fn new(memory: &str) -> Self {
         let queue = Arc::new(Queue::default());
         let lab = Self {
-            cache: Cache::new(queue.clone()),
+            cache: Cache::new(queue.clone(), "paddock-system"),
             queue,
         };
         lab.cache.observe(host("host-a", memory), Origin::Watch);

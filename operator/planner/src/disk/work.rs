@@ -410,7 +410,7 @@ impl Draft<'_> {
     /// Whether the operator's own task is at work on what is not wished for any more, such as a compaction of a disk
     /// whose machine is to start, and leaves the disk as it was when it leaves off.
     fn is_called_off(&self, task: &VirtualHardDiskTask) -> bool {
-        super::is_own(task, self.s.disk)
+        self.is_own(task)
             && !deleting(&task.metadata)
             && matches!(task.spec.action, TaskAction::Convert | TaskAction::Compact)
             && self.wish().as_ref() != Some(&task.spec)

@@ -110,6 +110,7 @@ mod tests {
             size: None,
             shrink: None,
             precompact: None,
+            defragment: None,
             target: None,
             format: None,
         };

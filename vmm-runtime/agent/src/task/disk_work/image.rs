@@ -88,7 +88,8 @@ pub(super) fn convert_from(
     let mut options = ConvertOptions::new(disk_type(job)?);
     options.unique_id = job.identity();
     options.search = search;
-    match convert(&from.pool, from.path, &at.pool, at.path, &options, progress) {
+    let gate = job.control.gate();
+    match convert(&from.pool, from.path, &at.pool, at.path, gate, &options, progress) {
         Ok(_) => Ok(()),
         Err(OperationError::Create(CreateError::AlreadyExists { .. })) => {
             already_made(job, at).map(drop)

@@ -108,7 +108,7 @@ pub(super) fn clone(job: &Job<'_>) -> Result<TaskResult, Failure> {
                 from.path,
                 &at.pool,
                 at.path,
-                Gate::open(),
+                job.control.gate(),
                 &options,
                 progress,
             )
@@ -123,7 +123,7 @@ pub(super) fn clone(job: &Job<'_>) -> Result<TaskResult, Failure> {
                 from.path,
                 &at.pool,
                 at.path,
-                Gate::open(),
+                job.control.gate(),
                 &options,
                 progress,
             )

@@ -64,7 +64,7 @@ fn copy_to(job: &Job<'_>, to: &At<'_>, disk_type: DiskType) -> Result<(), Failur
         at.path,
         &to.pool,
         to.path,
-        Gate::open(),
+        job.control.gate(),
         &options,
         progress,
     ) {
@@ -111,7 +111,7 @@ pub(super) fn compact(job: &Job<'_>) -> Result<TaskResult, Failure> {
     match compact_disk(
         &at.pool,
         at.path,
-        Gate::open(),
+        job.control.gate(),
         &options,
         &mut job.progress(),
     ) {
