@@ -59,6 +59,13 @@ impl Output {
         };
     }
 
+    /// Says what the user should know though it is no error.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.json && !self.quiet {
+            let _ = writeln!(io::stderr().lock(), "vhd: note: {text}");
+        }
+    }
+
     pub(crate) fn shows_progress(&self) -> bool {
         !self.json && !self.quiet && io::stderr().is_terminal()
     }

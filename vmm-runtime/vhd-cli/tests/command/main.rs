@@ -7,6 +7,7 @@ mod convert;
 mod disks;
 mod documentation;
 mod mount;
+mod mount_ends;
 mod refusals;
 mod serve;
 mod sizes;
