@@ -132,6 +132,12 @@ impl Failure {
         self
     }
 
+    /// With the path of what it is about in front.
+    pub(crate) fn of(mut self, path: &Path) -> Failure {
+        self.message = format!("{}: {}", path.display(), self.message);
+        self
+    }
+
     pub(crate) fn message(&self) -> &str {
         &self.message
     }

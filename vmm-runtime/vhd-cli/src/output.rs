@@ -66,6 +66,22 @@ impl Output {
         }
     }
 
+    /// Shows from now on what the parts of the program report by themselves:
+    /// warnings and errors, on standard error.
+    pub(crate) fn log(&self) {
+        let log = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::WARN)
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+            .with_target(false);
+        // There is one already: good enough.
+        let _ = if self.json {
+            log.json().try_init()
+        } else {
+            log.try_init()
+        };
+    }
+
     pub(crate) fn shows_progress(&self) -> bool {
         !self.json && !self.quiet && io::stderr().is_terminal()
     }

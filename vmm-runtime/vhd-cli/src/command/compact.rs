@@ -1,5 +1,6 @@
 //! `vhd compact`
 
+use std::cell::Cell;
 use std::fmt::Write;
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -14,7 +15,8 @@ use paddock_vhd::{
 };
 use serde::Serialize;
 
-use crate::disk_path::DiskPath;
+use crate::children::{known, names, note_skipped};
+use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Meter;
@@ -29,7 +31,7 @@ use crate::target::{Force, Target};
 /// files, the old and the new; the new one takes the old one's place when it
 /// is complete.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(mut_arg("force", |force| force.requires("into")), after_help = "Examples:
   vhd compact disk.vhd
   vhd compact --keep-free disk.vhd
   vhd compact --defragment --into small.vhd disk.vhd")]
@@ -48,6 +50,8 @@ pub(crate) struct Arguments {
     into: Option<PathBuf>,
     #[command(flatten)]
     force: Force,
+    #[command(flatten)]
+    search: Search,
 }
 
 #[derive(Serialize)]
@@ -95,8 +99,11 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let (free, volumes) = if arguments.keep_free {
         (Vec::new(), Vec::new())
     } else {
-        look_for_free_space(&disk)?
+        look_for_free_space(&disk, out)?
     };
+    if !free.is_empty() {
+        refuse_children(&disk, &arguments.search, out)?;
+    }
     let options = CompactOptions {
         free,
         target: target.as_ref().map(|target| target.name().to_owned()),
@@ -122,6 +129,24 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     out.done(&answer, human_text);
     Ok(Exit::Good)
 }
+
+/// What is free on a disk may be in use by its children. The library finds
+/// those in the disk's own folder once more, under the disk's lock.
+fn refuse_children(disk: &DiskPath, search: &Search, out: &Output) -> Result<(), Failure> {
+    let children = known(disk, search)?;
+    note_skipped(&children, out);
+    if children.found.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::wrong_use(format!(
+        "{}: its free space can't be given up while it is the parent of {}: that would change what they show",
+        disk.path().display(),
+        names(&children.found)
+    ))
+    .hinting(KEEP_FREE))
+}
+
+const KEEP_FREE: &str = "`vhd compact --keep-free FILE` compacts a disk with children, too";
 
 /// Compacts a disk if nobody wrote to it since `before`: who wrote between the
 /// search for free space and the lock may have used that.
@@ -153,8 +178,7 @@ fn compact_unchanged(
             if !options.free.is_empty()
                 && children(&disk.pool, &disk.name).is_ok_and(|children| !children.is_empty()) =>
         {
-            Err(Failure::from(error)
-                .hinting("`vhd compact --keep-free FILE` compacts a disk with children, too"))
+            Err(Failure::from(error).hinting(KEEP_FREE))
         }
         report => Ok(report?),
     }
@@ -212,23 +236,41 @@ impl Unchanged {
 }
 
 /// A disk as the walkers read it.
-pub(crate) struct Bytes<'a>(pub(crate) &'a dyn BlockDevice);
+struct Bytes<'a> {
+    disk: &'a dyn BlockDevice,
+    meter: &'a Meter,
+    read: Cell<u64>,
+}
 
 impl Disk for Bytes<'_> {
     fn size(&self) -> u64 {
-        self.0.size()
+        self.disk.size()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset).map_err(io::Error::other)
+        self.read.set(self.read.get() + buf.len() as u64);
+        if self.meter.tick(self.read.get()).is_break() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        self.disk.read_at(buf, offset).map_err(io::Error::other)
     }
 }
 
 /// What no file system on the disk uses. A table of partitions that can't be
 /// right leaves everything as it is.
-fn look_for_free_space(disk: &DiskPath) -> Result<(Vec<Range<u64>>, Vec<Volume>), Failure> {
+fn look_for_free_space(
+    disk: &DiskPath,
+    out: &Output,
+) -> Result<(Vec<Range<u64>>, Vec<Volume>), Failure> {
     let vhd = Vhd::open(&disk.pool, &disk.name, Access::ReadOnly, Gate::open())?;
-    let report = match free_space(&Bytes(&vhd)) {
+    let meter = Meter::walk("look for free space", out)?;
+    let bytes = Bytes {
+        disk: &vhd,
+        meter: &meter,
+        read: Cell::new(0),
+    };
+    let report = match free_space(&bytes) {
+        Err(_) if meter.is_cancelled() => return Err(Failure::cancelled()),
         Ok(report) => report,
         Err(error @ paddock_free_space::WalkError::Read { .. }) => {
             return Err(read_error(disk.path(), &error));

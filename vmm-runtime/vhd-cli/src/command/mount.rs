@@ -10,6 +10,7 @@ use clap::Args;
 use paddock_vhd::{ChildOptions, discard_undo, inspect};
 use uuid::Uuid;
 
+use crate::children::refuse_writes;
 use crate::command::undo;
 use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
@@ -54,6 +55,9 @@ pub(crate) struct Arguments {
     /// Write changes straight to the disk
     #[arg(long, conflicts_with = "read_only")]
     direct: bool,
+    /// Write to a disk that is the parent of others, which makes them useless
+    #[arg(long, requires = "direct")]
+    abandon_children: bool,
     /// Refuse changes; other readers may use the disk, too
     #[arg(long)]
     read_only: bool,
@@ -89,6 +93,9 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         ),
         None => None,
     };
+    if arguments.direct {
+        refuse_writes(&disk, &arguments.search, arguments.abandon_children, out)?;
+    }
     // From here on an end by a signal has to wait for what is half done.
     let interrupt = Interrupt::listen()?;
     let size = inspect(&disk.pool, &disk.name)?.virtual_size;

@@ -201,8 +201,10 @@ fn unmount(
             .map(Path::to_owned),
     };
     if let Some(path) = undo {
-        settle(arguments, path, changes, out)
-            .map_err(|failure| failure.noting(&format!("the changes are in {}", path.display())))?;
+        settle(arguments, path, changes, out).map_err(|failure| match path.exists() {
+            true => failure.noting(&format!("the changes are in {}", path.display())),
+            false => failure,
+        })?;
     }
     folder.remove()?;
     Ok(unmounted)
@@ -245,6 +247,14 @@ fn settle(
         Changes::Committed => {
             // It may be gone already: the end of a commit that was cut off.
             let undo = DiskPath::any(path)?;
+            let mut record = path.as_os_str().to_owned();
+            record.push(".merge");
+            if !path.exists() && !Path::new(&record).exists() {
+                return Err(Failure::wrong_use(format!(
+                    "{}: the undo disk is gone, so there is nothing to commit; `vhd unmount --discard` forgets it",
+                    path.display()
+                )));
+            }
             undo::commit(&undo, &arguments.search.resolve()?, out)?;
         }
         // Gone already: the end of an unmount, or of a mount, that was.

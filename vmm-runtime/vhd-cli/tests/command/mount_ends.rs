@@ -200,6 +200,25 @@ fn a_commit_that_fails_can_be_asked_for_again() {
 }
 
 #[test]
+fn a_mount_whose_undo_disk_is_gone_is_forgotten_when_asked_for() {
+    if !can_mount() {
+        return;
+    }
+    let mounts = Mounts::new();
+    let folder = &mounts.folder;
+    folder.disk("disk.vhd");
+    let mounted = mounts.mount(&["disk.vhd"]);
+    kill_server(&mounts, &mounted);
+    fs::remove_file(mounted["undo"].as_str().unwrap()).unwrap();
+    folder.vhd(&["unmount", "--commit", "disk.vhd"]).ends(6);
+    folder
+        .vhd(&["unmount", "--commit", "disk.vhd"])
+        .fails(1, &["the undo disk is gone"]);
+    mounts.unmount(&["--discard", "disk.vhd"]);
+    assert_eq!(folder.json(&["mounts"]), json!([]));
+}
+
+#[test]
 fn changes_of_a_server_that_died_are_committed_when_asked_for_again() {
     if !can_mount() {
         return;
