@@ -15,6 +15,11 @@ use crate::report::Kind;
 use groups::Group;
 use superblock::Superblock;
 
+/// What kind of ext a volume is that has its signature.
+pub(crate) fn kind(part: &Part<'_>) -> Result<Kind, Stop> {
+    superblock::kind(part)
+}
+
 /// Adds the free bytes of a volume to `free`.
 pub(crate) fn walk(part: &Part<'_>, kind: &mut Kind, free: &mut FreeList) -> Result<(), Stop> {
     let superblock = Superblock::read(part, kind)?;

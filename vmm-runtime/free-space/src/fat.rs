@@ -44,6 +44,12 @@ pub(crate) fn is_boot_sector(sector: &Fields<'_>) -> Result<bool, Stop> {
         && matches!(sector.u8(21)?, 0xf0 | 0xf8..))
 }
 
+/// What kind of FAT a volume is that has its signature.
+pub(crate) fn kind(part: &Part<'_>) -> Result<Kind, Stop> {
+    let sector = part.read(0, 512)?;
+    Ok(geometry(&Fields(&sector), part)?.kind)
+}
+
 /// Adds the free bytes of a volume to `free`.
 pub(crate) fn walk(part: &Part<'_>, kind: &mut Kind, free: &mut FreeList) -> Result<(), Stop> {
     let sector = part.read(0, 512)?;

@@ -9,6 +9,8 @@
 //! lies between partitions, in front of and behind a file system is never free:
 //! boot loaders live there.
 //!
+//! [`contents`] tells what is on a disk without reading those accounts.
+//!
 //! It knows bytes. It must not know VHD, Kubernetes, or how to write.
 //!
 //! Nothing that is on the disk makes it panic, run in circles, or hold more than
@@ -42,6 +44,7 @@
 
 mod bitmap;
 mod checksum;
+mod contents;
 mod disk;
 mod error;
 mod exfat;
@@ -59,6 +62,7 @@ mod table;
 mod walk;
 mod xfs;
 
+pub use contents::{Content, Contents, contents};
 pub use disk::Disk;
 pub use error::WalkError;
 pub use free_list::{MAX_MEMORY, MAX_RANGES};

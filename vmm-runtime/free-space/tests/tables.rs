@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use paddock_free_space::{Kind, Outcome, PartitionTable, Report, WalkError, free_space};
+use paddock_free_space::{Kind, Outcome, PartitionTable, Report, WalkError, contents, free_space};
 use support::*;
 
 /// Partitions a file as a script for sfdisk says.
@@ -424,4 +424,45 @@ fn a_disk_that_cannot_be_read_is_an_error() {
     }
     let error = free_space(&Broken).unwrap_err().to_string();
     assert_eq!(error, "read 512 bytes at byte 0 of the disk: no answer");
+}
+
+/// A disk that counts what is read of it.
+struct Counted<'a>(&'a Raw, std::cell::Cell<u64>);
+
+impl paddock_free_space::Disk for Counted<'_> {
+    fn size(&self) -> u64 {
+        self.0.size
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.1.set(self.1.get() + buf.len() as u64);
+        self.0.read_at(buf, offset)
+    }
+}
+
+#[test]
+fn contents_are_told_without_a_walk() {
+    let place = Place::new();
+    let path = place.path("disk");
+    let disk = Raw::create(&path, 4 * GIB);
+    let script = "label: dos\nstart=1MiB, size=8MiB, type=83\nstart=10MiB, type=83\n";
+    let Some(()) = sfdisk(&path, script) else {
+        return;
+    };
+    if format(&disk, &place, MIB, 8 * MIB).is_none() {
+        return;
+    }
+    let counted = Counted(&disk, std::cell::Cell::new(0));
+    let found = contents(&counted).unwrap();
+    assert_eq!(found.table, PartitionTable::Mbr);
+    let volumes: Vec<_> = found
+        .volumes
+        .iter()
+        .map(|volume| (volume.start / MIB, volume.len / MIB, volume.kind))
+        .collect();
+    assert_eq!(volumes, [(1, 8, Kind::Ext2), (10, 4086, Kind::Unknown)]);
+    assert!(counted.1.get() < 512 * KIB, "{}", counted.1.get());
+    let report = free_space(&disk).unwrap();
+    let walked = report.volumes.iter().map(|volume| volume.kind);
+    assert!(walked.eq(found.volumes.iter().map(|volume| volume.kind)));
 }

@@ -12,6 +12,9 @@ use crate::protocol::{
 /// A client haggles in a handful of options; more than this many is not a client.
 const MAX_OPTIONS: u32 = 64;
 
+/// The most of an option that is read over to refuse it and go on, in bytes; who sends more is not a client.
+const MAX_SKIPPED_BYTES: u32 = 1 << 20;
+
 /// What client and server have agreed on.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
@@ -208,7 +211,8 @@ pub(crate) fn negotiate(
     ))
 }
 
-/// An option's number and data; no data when it is too long, and then it has been read over.
+/// An option's number and data; no data when it is too long, and then it has been read over. An error when it is far too
+/// long.
 fn read_option(stream: &mut impl Read) -> Result<(u32, Option<Vec<u8>>), HandshakeError> {
     let mut header = [0; 16];
     stream.read_exact(&mut header)?;
@@ -219,6 +223,10 @@ fn read_option(stream: &mut impl Read) -> Result<(u32, Option<Vec<u8>>), Handsha
     }
     let number = fields.u32().unwrap_or(0);
     let len = fields.u32().unwrap_or(0);
+    if len > MAX_SKIPPED_BYTES {
+        let expected = "at most 65536 bytes";
+        return Err(unexpected("the length of an option", expected, len.into()));
+    }
     if len > MAX_OPTION_BYTES {
         let skipped = io::copy(&mut stream.take(len.into()), &mut io::sink())?;
         if skipped < len.into() {
@@ -337,5 +345,32 @@ fn unexpected(what: &'static str, expected: &'static str, found: u64) -> Handsha
         what,
         expected,
         found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn option(len: u32) -> Vec<u8> {
+        let mut bytes = OPTION_MAGIC.to_be_bytes().to_vec();
+        bytes.extend(7u32.to_be_bytes());
+        bytes.extend(len.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn what_is_far_too_long_is_not_read_over() {
+        let mut bytes = option(MAX_OPTION_BYTES + 1);
+        bytes.resize(16 + MAX_OPTION_BYTES as usize + 1, 0);
+        let (number, data) = read_option(&mut bytes.as_slice()).unwrap();
+        assert_eq!((number, data), (7, None));
+        for len in [MAX_SKIPPED_BYTES + 1, u32::MAX] {
+            let refused = read_option(&mut option(len).as_slice());
+            assert!(
+                matches!(refused, Err(HandshakeError::Protocol { found, .. }) if found == len.into()),
+                "{refused:?}"
+            );
+        }
     }
 }

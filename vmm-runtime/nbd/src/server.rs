@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
 use crate::connection::{Connection, STACK_BYTES};
 use crate::export::{Export, Exports, ExportsError};
 use crate::handshake::{HandshakeError, negotiate};
-use crate::socket::{Listener, SocketFile, Stream};
+use crate::socket::{Listener, SocketFile, Stream, Until};
 
 /// Connections to one server at most; QEMU needs one per disk.
 pub const MAX_CONNECTIONS: usize = 16;
+/// How long all of a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to fetch its last answers when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -224,8 +225,11 @@ impl Shared {
     }
 
     fn serve_requests(&self, stream: &Arc<Stream>) -> Result<(), HandshakeError> {
-        stream.set_timeouts(Some(HANDSHAKE_TIMEOUT))?;
-        let session = negotiate(&mut &**stream, &self.exports)?;
+        let mut until = Until {
+            stream,
+            end: Instant::now() + HANDSHAKE_TIMEOUT,
+        };
+        let session = negotiate(&mut until, &self.exports)?;
         stream.set_timeouts(None)?;
         debug!(export = session.export.name, "a client connected");
         let connection = Connection::new(stream.clone(), session);

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, fstat, lstat};
 use rustix::io::Errno;
@@ -190,6 +190,40 @@ impl Write for &Stream {
     }
 }
 
+/// A connection that fails once the time is over, however often a byte comes before that.
+pub(crate) struct Until<'a> {
+    pub stream: &'a Stream,
+    pub end: Instant,
+}
+
+impl Until<'_> {
+    /// The stream, for what is left of the time.
+    fn left(&self) -> io::Result<&Stream> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_timeouts(Some(left))?;
+        Ok(self.stream)
+    }
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.left()?.read(buf)
+    }
+}
+
+impl Write for Until<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.left()?.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
@@ -216,5 +250,29 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         SocketFile::listen(&path).unwrap_err();
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn time_is_over_though_there_is_something_to_read() {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        there.write_all(b"abc").unwrap();
+        let stream = Stream::Unix(here);
+        let hour = Duration::from_secs(3600);
+        let mut until = Until {
+            stream: &stream,
+            end: Instant::now() + hour,
+        };
+        let mut byte = [0];
+        until.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, *b"a");
+        until.end = Instant::now();
+        assert_eq!(
+            until.read(&mut byte).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
+        assert_eq!(
+            until.write(&byte).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
     }
 }

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::command::{
-    check, clone, compact, compare, convert, create, generate, info, map, merge, mount, mounts,
-    repair, reparent, resize, serve, undo, unmount,
+    check, clone, compact, compare, completions, convert, create, generate, info, map, merge,
+    mount, mounts, repair, reparent, resize, serve, undo, unmount,
 };
 use crate::mounting::server;
 use crate::output::Output;
@@ -64,6 +64,7 @@ pub(crate) enum Command {
     Mounts(mounts::Arguments),
     Map(map::Arguments),
     Compare(compare::Arguments),
+    Completions(completions::Arguments),
     #[command(hide = true)]
     MountServer(server::Arguments),
     #[command(hide = true)]

@@ -137,11 +137,12 @@ fn device(folder: &Path) -> Option<u64> {
     folder.metadata().ok().map(|metadata| metadata.dev())
 }
 
-/// Where parents are looked for.
+/// Where parents and children are looked for.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Search {
-    /// Look for parents in this folder, too (may be given more than once).
-    /// First they are looked for where the disk itself says
+    /// Look for parents in this folder, too, and for children where those
+    /// would become useless (may be given more than once). First they are
+    /// looked for where the disk itself says, or beside it
     #[arg(long = "search", value_name = "DIR")]
     folders: Vec<PathBuf>,
 }

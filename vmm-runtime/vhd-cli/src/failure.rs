@@ -1,5 +1,6 @@
 //! Errors as the command reports them: a message, and an exit code.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::process::ExitCode;
 
 use paddock_nbd::ServeError;
 use paddock_vhd::{CreateError, ImportError, IoError, OpenError, OperationError, PoolError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How the command ends. The numbers are documented in the help and stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,18 +76,18 @@ impl Exit {
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     message: String,
-    hint: Option<&'static str>,
+    hint: Option<Cow<'static, str>>,
 }
 
 /// The shape of an error in JSON.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Report<'a> {
-    error: &'a str,
-    kind: &'static str,
+    error: Cow<'a, str>,
+    kind: Cow<'a, str>,
     exit_code: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
-    hint: Option<&'a str>,
+    hint: Option<Cow<'a, str>>,
 }
 
 impl Failure {
@@ -131,26 +132,46 @@ impl Failure {
         self
     }
 
+    /// With the path of what it is about in front.
+    pub(crate) fn of(mut self, path: &Path) -> Failure {
+        self.message = format!("{}: {}", path.display(), self.message);
+        self
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn hinting(mut self, hint: &'static str) -> Failure {
-        self.hint = Some(hint);
+        self.hint = Some(hint.into());
         self
     }
 
     pub(crate) fn to_json(&self) -> String {
         let report = Report {
-            error: &self.message,
-            kind: self.exit.name(),
+            error: self.message.as_str().into(),
+            kind: self.exit.name().into(),
             exit_code: self.exit as u8,
-            hint: self.hint,
+            hint: self.hint.as_deref().map(Cow::from),
         };
         serde_json::to_string(&report).unwrap_or_default()
+    }
+
+    /// What another process of ours wrote by [`Failure::to_json`].
+    pub(crate) fn from_json(text: &str) -> Option<Failure> {
+        let report: Report<'_> = serde_json::from_str(text).ok()?;
+        Some(Failure {
+            exit: Exit::from_code(Some(report.exit_code.into())),
+            message: report.error.into_owned(),
+            hint: report.hint.map(|hint| hint.into_owned().into()),
+        })
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "vhd: {}", self.message)?;
-        match self.hint {
+        match &self.hint {
             Some(hint) => write!(f, "\n     {hint}"),
             None => Ok(()),
         }
@@ -282,5 +303,19 @@ impl From<ServeError> for Failure {
             ServeError::Exports(_) | ServeError::NotLoopback(_) => Exit::WrongUse,
         };
         Failure::new(exit, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_process_reports_is_what_it_was() {
+        let failure = Failure::new(Exit::NoRoom, "disk.vhd: \"full\"").hinting("make room");
+        let read = Failure::from_json(&failure.to_json()).unwrap();
+        assert_eq!(read.exit, Exit::NoRoom);
+        assert_eq!(read.to_string(), failure.to_string());
+        assert!(Failure::from_json("closed").is_none());
     }
 }

@@ -5,6 +5,7 @@
 //! and scripts ask for it: arguments, exit codes, output for both, progress.
 
 mod arguments;
+mod children;
 mod command;
 mod disk_path;
 mod failure;
@@ -23,25 +24,13 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::arguments::Arguments;
-use crate::failure::Exit;
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Nothing can be done if the terminal is gone.
-            let _ = error.print();
-            let asked_for = matches!(
-                error.kind(),
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
-            );
-            return if asked_for {
-                Exit::Good
-            } else {
-                Exit::WrongUse
-            }
-            .into();
-        }
+        Err(error) => return not_understood(&error).into(),
     };
     let out = arguments.output();
     match command::run(&arguments.command, &out) {
@@ -51,4 +40,27 @@ fn main() -> ExitCode {
             failure.exit.into()
         }
     }
+}
+
+/// Says what is wrong with the arguments, or the help that they ask for.
+fn not_understood(error: &clap::Error) -> Exit {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        // Nothing can be done if the terminal is gone.
+        let _ = error.print();
+        return Exit::Good;
+    }
+    if std::env::args_os()
+        .take_while(|argument| argument != "--")
+        .any(|argument| argument == "--json")
+    {
+        let text = error.render().to_string();
+        let text = text.trim().trim_start_matches("error: ");
+        Output::new(true, false).failure(&Failure::wrong_use(text));
+    } else {
+        let _ = error.print();
+    }
+    Exit::WrongUse
 }

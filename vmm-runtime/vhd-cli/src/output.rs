@@ -59,6 +59,29 @@ impl Output {
         };
     }
 
+    /// Says what the user should know though it is no error.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.json && !self.quiet {
+            let _ = writeln!(io::stderr().lock(), "vhd: note: {text}");
+        }
+    }
+
+    /// Shows from now on what the parts of the program report by themselves:
+    /// warnings and errors, on standard error.
+    pub(crate) fn log(&self) {
+        let log = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::WARN)
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal())
+            .with_target(false);
+        // There is one already: good enough.
+        let _ = if self.json {
+            log.json().try_init()
+        } else {
+            log.try_init()
+        };
+    }
+
     pub(crate) fn shows_progress(&self) -> bool {
         !self.json && !self.quiet && io::stderr().is_terminal()
     }

@@ -35,6 +35,28 @@ impl Meter {
         })
     }
 
+    /// As [`Meter::start`], where nobody knows how long it takes.
+    pub(crate) fn walk(what: &'static str, out: &Output) -> Result<Meter, Failure> {
+        let meter = Meter::start(what, out)?;
+        if let Ok(style) = ProgressStyle::with_template("{msg}: {binary_bytes} read") {
+            meter.bar.set_style(style);
+        }
+        Ok(meter)
+    }
+
+    /// To be called with how many bytes were read so far.
+    pub(crate) fn tick(&self, read: u64) -> ControlFlow<()> {
+        self.bar.set_position(read);
+        match self.is_cancelled() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.interrupt.came()
+    }
+
     /// To be called with how far it has come.
     pub(crate) fn step(&self, progress: Progress) -> ControlFlow<()> {
         self.bar.set_length(progress.total);

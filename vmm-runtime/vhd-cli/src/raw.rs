@@ -2,68 +2,77 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use paddock_vhd::{BlockDevice, Extent, ExtentKind, IoError};
-use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use paddock_vhd::{
+    Access, BlockDevice, Extent, ExtentKind, ImportError, IoError, RawImage, check_raw,
+};
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::disk_path::DiskPath;
 use crate::failure::{Exit, Failure};
 
 /// A raw image, or a whole block device.
 #[derive(Debug)]
 pub(crate) struct RawDisk {
-    file: File,
+    held: Held,
     size: u64,
     read_only: bool,
     name: Arc<str>,
 }
 
+/// What is open, and excludes others.
+#[derive(Debug)]
+enum Held {
+    /// Locked as QEMU and our disks are.
+    Image(RawImage),
+    /// Nobody has it mounted or otherwise for himself.
+    Device(File),
+}
+
 impl RawDisk {
-    /// Opens it; for writing only if no other `vhd` has it open, for reading
-    /// if none writes to it.
+    /// Opens it; for writing only if nobody else has it open, for reading if
+    /// nobody writes to it. Refuses what has a format of its own: a guest
+    /// would find no disk in it, or destroy it.
     pub(crate) fn open(path: &Path, read_only: bool) -> Result<RawDisk, Failure> {
-        let failed = |operation| move |error: io::Error| Failure::io(path, operation, &error);
-        let file = File::options()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(failed("open the image"))?;
-        let metadata = file.metadata().map_err(failed("look at the image"))?;
+        let metadata = path
+            .metadata()
+            .map_err(|error| Failure::io(path, "open the image", &error))?;
         if metadata.is_dir() {
             return Err(Failure::wrong_use(format!(
                 "{}: it is a folder, not an image",
                 path.display()
             )));
         }
-        let lock = if read_only {
-            FlockOperation::NonBlockingLockShared
+        let held = if metadata.file_type().is_block_device() {
+            Held::Device(open_device(path, read_only)?)
         } else {
-            FlockOperation::NonBlockingLockExclusive
+            let access = match read_only {
+                true => Access::ReadOnly,
+                false => Access::ReadWrite,
+            };
+            let image = DiskPath::existing(path)?;
+            Held::Image(RawImage::open(&image.pool, &image.name, access)?)
         };
-        match rustix::fs::flock(&file, lock) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                return Err(Failure::new(
-                    Exit::Busy,
-                    format!(
-                        "{}: the image is in use by another process; stop that first",
-                        path.display()
-                    ),
-                ));
-            }
-            Err(error) => return Err(failed("lock the image")(error.into())),
-        }
-        let size = rustix::fs::seek(&file, SeekFrom::End(0))
-            .map_err(|error| failed("ask for the length")(error.into()))?;
-        Ok(RawDisk {
-            file,
-            size,
+        let mut disk = RawDisk {
+            held,
+            size: 0,
             read_only,
             name: path.to_string_lossy().into(),
-        })
+        };
+        disk.size = check_raw(disk.file()).map_err(|error| refused(path, error))?;
+        Ok(disk)
+    }
+
+    /// The image or the device.
+    pub(crate) fn file(&self) -> &File {
+        match &self.held {
+            Held::Image(image) => image.file(),
+            Held::Device(file) => file,
+        }
     }
 
     fn io(&self, operation: &'static str) -> impl Fn(io::Error) -> IoError {
@@ -106,7 +115,7 @@ impl RawDisk {
         if len == 0 {
             return Ok(());
         }
-        match rustix::fs::fallocate(&self.file, flags, offset, len) {
+        match rustix::fs::fallocate(self.file(), flags, offset, len) {
             Ok(()) => return Ok(()),
             Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {}
             Err(error) => return Err(self.io("make zeros")(error.into())),
@@ -115,7 +124,7 @@ impl RawDisk {
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let piece = (end - at).min(ZEROS.len() as u64);
-            self.file
+            self.file()
                 .write_all_at(&ZEROS[..piece as usize], at)
                 .map_err(self.io("write zeros"))?;
             at += piece;
@@ -125,7 +134,7 @@ impl RawDisk {
 
     /// The end of the hole or the data that `offset` lies in, and which.
     fn run(&self, offset: u64) -> Result<(u64, ExtentKind), IoError> {
-        let seek = |from| match rustix::fs::seek(&self.file, from) {
+        let seek = |from| match rustix::fs::seek(self.file(), from) {
             Ok(at) => Ok(at.min(self.size)),
             // Nothing but a hole up to the end.
             Err(Errno::NXIO) => Ok(self.size),
@@ -149,6 +158,36 @@ impl RawDisk {
     }
 }
 
+/// Opens a block device for nobody else.
+fn open_device(path: &Path, read_only: bool) -> Result<File, Failure> {
+    let opened = File::options()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(libc::O_EXCL)
+        .open(path);
+    match opened {
+        Ok(file) => Ok(file),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(Failure::new(
+            Exit::Busy,
+            format!(
+                "{}: the device is in use (mounted, or part of a volume or an array); stop that first",
+                path.display()
+            ),
+        )),
+        Err(error) => Err(Failure::io(path, "open the device", &error)),
+    }
+}
+
+fn refused(path: &Path, error: ImportError) -> Failure {
+    let is_disk = matches!(error, ImportError::NotRaw { format: "a VHD" });
+    let failure = Failure::from(error).of(path);
+    if is_disk {
+        failure.hinting("without `--from raw` and its like it is taken for what it is")
+    } else {
+        failure
+    }
+}
+
 impl BlockDevice for RawDisk {
     fn size(&self) -> u64 {
         self.size
@@ -160,14 +199,14 @@ impl BlockDevice for RawDisk {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), IoError> {
         self.check(offset, buf.len() as u64)?;
-        self.file
+        self.file()
             .read_exact_at(buf, offset)
             .map_err(self.io("read"))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), IoError> {
         self.check_write(offset, buf.len() as u64)?;
-        self.file
+        self.file()
             .write_all_at(buf, offset)
             .map_err(self.io("write"))
     }
@@ -176,7 +215,7 @@ impl BlockDevice for RawDisk {
         if self.read_only {
             return Ok(());
         }
-        self.file.sync_data().map_err(self.io("sync"))
+        self.file().sync_data().map_err(self.io("sync"))
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
@@ -267,5 +306,18 @@ mod tests {
         let busy = RawDisk::open(&path, false).unwrap_err();
         assert_eq!(busy.exit, Exit::Busy);
         drop(reader);
+    }
+
+    #[test]
+    fn what_has_a_format_of_its_own_is_refused() {
+        let (_dir, path) = image(1 << 20);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"QFI\xfb\0\0\0\x03", 0).unwrap();
+        for read_only in [true, false] {
+            let refused = RawDisk::open(&path, read_only).unwrap_err();
+            assert_eq!(refused.exit, Exit::WrongUse);
+            let said = refused.to_string();
+            assert!(said.contains("a qcow2 image"), "{said}");
+        }
     }
 }

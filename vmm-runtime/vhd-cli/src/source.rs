@@ -9,7 +9,8 @@ use crate::disk_path::{DiskPath, Search};
 use crate::failure::Failure;
 use crate::raw::RawDisk;
 
-/// What a file is. Never guessed: any VHD is a raw image, too.
+/// What a file is. Never guessed: what a guest writes to its disk could make
+/// it look like something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum Format {
     /// A virtual hard disk in the VHD format

@@ -1,10 +1,10 @@
 //! Targets: new files, which get their name when they are complete.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use paddock_vhd::{OpenError, Pool};
+use paddock_vhd::Pool;
 use uuid::Uuid;
 
 use crate::disk_path::DiskPath;
@@ -84,26 +84,13 @@ impl Target {
         self.replacing.as_ref().unwrap_or(&self.disk)
     }
 
-    /// Puts the new file, complete, in the old one's place, if there is one.
+    /// Puts the new file, complete, in the old one's place, if there is one
+    /// and nobody uses it.
     pub(crate) fn finish(mut self) -> Result<DiskPath, Failure> {
         let Some(new) = self.replacing.as_ref() else {
             return Ok(self.disk.clone());
         };
-        // Only if nobody uses it. Its lock file goes with it. A crash between
-        // here and the new name leaves the new file complete, under the name
-        // that it was made by.
-        match paddock_vhd::remove(&self.disk.pool, &self.disk.name) {
-            // What is no VHD has no such lock.
-            Ok(()) | Err(OpenError::Unsupported { .. } | OpenError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let to = self.disk.path();
-        fs::rename(new.path(), to)
-            .and_then(|()| match to.parent() {
-                Some(folder) => File::open(folder)?.sync_all(),
-                None => Ok(()),
-            })
-            .map_err(|error| Failure::io(to, "replace the file", &error))?;
+        paddock_vhd::replace(&self.disk.pool, &new.name, &self.disk.name)?;
         let _ = fs::remove_file(lock_of(new));
         self.replacing = None;
         Ok(self.disk.clone())

@@ -13,24 +13,57 @@ use crate::pool::{Place, Pool, PoolError};
 use crate::resize;
 use crate::storage::Backing;
 
-/// The most files and folders that are looked at for children.
-const MAX_ENTRIES: usize = 65_536;
+/// The most files and folders that are looked at for children. Someone's home
+/// may be the pool.
+const MAX_ENTRIES: usize = 1 << 20;
 /// The most folders that lie in each other.
-const MAX_DEPTH: usize = 16;
+const MAX_DEPTH: usize = 64;
+/// The most that is named of what could not be looked at.
+const MAX_SKIPPED: usize = 16;
+
+/// The children of a disk, as far as they were found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Children {
+    /// Their paths in the pool, in order.
+    pub found: Vec<PathBuf>,
+    /// Files and folders that the system does not let us look at, at most 16
+    /// of them: there may be others there.
+    pub skipped: Vec<PathBuf>,
+}
+
+impl Children {
+    fn skip(&mut self, path: &Path) {
+        if self.skipped.len() < MAX_SKIPPED {
+            self.skipped.push(path.to_owned());
+        }
+    }
+}
 
 /// The differencing disks in `pool`, in any of its folders, whose parent is
 /// the disk `rel`, by their paths in order. Undo disks count as well. A child
 /// is known by the identity of its parent, so the children of a copy with the
-/// same identity are among them.
+/// same identity are among them. What can't be looked at is passed over.
 ///
-/// Takes no locks. Refused where the pool holds more than 65536 names or
-/// folders deeper than 16: then nobody can say that there are no children.
+/// Takes no locks. Refused where the pool holds more than 2^20 names or
+/// folders deeper than 64: then nobody can say that there are no children.
 pub fn children(pool: &Pool, rel: impl AsRef<Path>) -> Result<Vec<PathBuf>, OpenError> {
+    Ok(look_for_children(pool, rel)?.found)
+}
+
+/// As [`children`], and says what was passed over.
+pub fn look_for_children(pool: &Pool, rel: impl AsRef<Path>) -> Result<Children, OpenError> {
     let rel = rel.as_ref();
     let place = pool.place(rel)?;
     let found = resize::fixed::recognise_at(&place, &open(&place)?)
         .map_err(|refusal| OpenError::from_refusal(rel, refusal))?;
-    children_of(pool, rel, &[found.footer.unique_id])
+    children_in(pool, found.footer.unique_id)
+}
+
+/// As [`look_for_children`], for a disk that may lie elsewhere and has the
+/// identity `unique_id`.
+pub fn children_in(pool: &Pool, unique_id: Uuid) -> Result<Children, OpenError> {
+    look(pool, Path::new(""), &[unique_id])
 }
 
 /// The children of the disks with the identities `parents`, looked for on
@@ -40,6 +73,11 @@ pub(crate) fn children_of(
     rel: &Path,
     parents: &[Uuid],
 ) -> Result<Vec<PathBuf>, OpenError> {
+    Ok(look(pool, rel, parents)?.found)
+}
+
+/// `rel`: the disk, for messages.
+fn look(pool: &Pool, rel: &Path, parents: &[Uuid]) -> Result<Children, OpenError> {
     let too_many = |what: String| OpenError::Unsupported {
         path: rel.to_owned(),
         what: format!(
@@ -47,7 +85,7 @@ pub(crate) fn children_of(
             pool.path().display()
         ),
     };
-    let mut list = Vec::new();
+    let mut children = Children::default();
     let mut seen = 0;
     let mut folders = vec![(PathBuf::new(), 0)];
     while let Some((folder, depth)) = folders.pop() {
@@ -55,7 +93,12 @@ pub(crate) fn children_of(
             Ok(entries) => entries,
             // Removed meanwhile.
             Err(PoolError::NotFound { .. }) => continue,
-            Err(error) => return Err(error.into()),
+            // The pool itself has to be read.
+            Err(error) if depth == 0 => return Err(error.into()),
+            Err(_) => {
+                children.skip(&folder);
+                continue;
+            }
         };
         seen += entries.len();
         if seen > MAX_ENTRIES {
@@ -72,18 +115,18 @@ pub(crate) fn children_of(
                     )));
                 }
                 FileType::Directory => folders.push((path, depth + 1)),
-                FileType::RegularFile => {
-                    let parent = parent_at(pool, &path)?;
-                    if parent.is_some_and(|parent| parents.contains(&parent)) {
-                        list.push(path);
-                    }
-                }
+                FileType::RegularFile => match parent_at(pool, &path) {
+                    Ok(Some(parent)) if parents.contains(&parent) => children.found.push(path),
+                    Ok(_) => {}
+                    Err(_) => children.skip(&path),
+                },
                 _ => {}
             }
         }
     }
-    list.sort();
-    Ok(list)
+    children.found.sort();
+    children.skipped.sort();
+    Ok(children)
 }
 
 fn parent_at(pool: &Pool, path: &Path) -> Result<Option<Uuid>, OpenError> {

@@ -206,6 +206,14 @@ pub fn import_raw(
     })
 }
 
+/// Refuses what is no raw image: an image in a format of its own, or neither a
+/// regular file nor a block device. Returns its length in bytes.
+pub fn check_raw(source: &File) -> Result<u64, ImportError> {
+    let total = source_len(source)?;
+    refuse_formats(source, total)?;
+    Ok(total)
+}
+
 fn source_error(operation: &'static str) -> impl Fn(io::Error) -> ImportError {
     move |source| ImportError::Source { operation, source }
 }

@@ -397,7 +397,7 @@ const UNSHARED: i64 = 200;
 
 /// Takes QEMU's locks on the disk's own file. They last as long as the open
 /// file description.
-fn lock_for_qemu(file: BorrowedFd<'_>, mode: Mode) -> Result<(), LockError> {
+pub(crate) fn lock_for_qemu(file: BorrowedFd<'_>, mode: Mode) -> Result<(), LockError> {
     let uses: &[i64] = match mode {
         Mode::Shared => &[READ],
         Mode::Exclusive => &[READ, WRITE, RESIZE],

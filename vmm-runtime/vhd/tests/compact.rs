@@ -346,7 +346,7 @@ fn children_still_fit_and_keep_free_ranges_from_being_given_up() {
 fn children_that_cannot_be_ruled_out_are_not() {
     let folder = Folder::new();
     let mut deep = PathBuf::new();
-    for _ in 0..16 {
+    for _ in 0..64 {
         deep.push("d");
     }
     std::fs::create_dir_all(folder.dir.path().join(&deep)).unwrap();

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::programs::Server;
 use crate::rows::Sample;
+use crate::signals;
 
 /// What the client does.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct Load {
     pub depth: u32,
     /// Bytes of the disk that are used, from its start.
     pub span: u64,
+    /// After how many writes the disk is flushed; never, if `None`.
+    pub flush_every: Option<u32>,
     /// When it ends.
     pub until: Until,
 }
@@ -42,6 +45,7 @@ impl Load {
             align: 4096,
             depth,
             span,
+            flush_every: None,
             until: Until::Seconds(seconds),
         }
     }
@@ -63,6 +67,9 @@ pub(crate) fn run(server: &Server, load: Load, folder: &Path) -> Result<Sample> 
         .arg(format!("--iodepth={}", load.depth))
         .arg(format!("--size={}", load.span))
         .current_dir(folder);
+    if let Some(writes) = load.flush_every {
+        command.arg(format!("--fsync={writes}"));
+    }
     match load.until {
         Until::Seconds(seconds) => {
             command.args(["--time_based".to_owned(), format!("--runtime={seconds}")])
@@ -70,6 +77,7 @@ pub(crate) fn run(server: &Server, load: Load, folder: &Path) -> Result<Sample> 
         Until::Requests(count) => command.arg(format!("--number_ios={count}")),
     };
     let ended = command.output().context("starting fio")?;
+    signals::check()?;
     ensure!(
         ended.status.success(),
         "{command:?}: {}",

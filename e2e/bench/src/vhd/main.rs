@@ -8,6 +8,7 @@ mod fio;
 mod full_disk;
 mod programs;
 mod rows;
+mod signals;
 mod tables;
 
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ struct Arguments {
     /// Folder for vhd.json
     #[arg(long, default_value = "target/bench", value_name = "DIR")]
     out: PathBuf,
-    /// Folder for the disks, removed at the end; put it on the file system to measure on
+    /// Folder for the disks, removed at the end, by Ctrl-C as well; put it on the file system to measure on
     #[arg(long, default_value = "target/bench/vhd-disks", value_name = "DIR")]
     folder: PathBuf,
     /// Rounds; the median counts
@@ -65,8 +66,8 @@ pub(crate) struct Scale {
     pub size: u64,
     /// Bytes of the image that is converted.
     pub convert_size: u64,
-    /// Writes that allocate a block each.
-    pub allocations: u64,
+    /// Seconds of each client whose writes allocate: at least as long as it takes to see files grow, and be written back.
+    pub allocation_seconds: u32,
 }
 
 impl Arguments {
@@ -77,7 +78,7 @@ impl Arguments {
                 seconds: 1,
                 size: 128 << 20,
                 convert_size: 256 << 20,
-                allocations: 500,
+                allocation_seconds: 1,
             };
         }
         Scale {
@@ -85,7 +86,7 @@ impl Arguments {
             seconds: self.seconds,
             size: self.size << 20,
             convert_size: self.convert_size << 20,
-            allocations: 4000,
+            allocation_seconds: self.seconds.max(5),
         }
     }
 }
@@ -96,6 +97,7 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&arguments.out)
         .with_context(|| format!("creating {}", arguments.out.display()))?;
     let programs = Programs::new(&arguments.vhd)?;
+    signals::listen()?;
     let files = Files::new(&arguments.folder)?;
     let tables = tables::measure(&programs, &files, scale, &arguments.only)?;
     let report = rows::Report::new(&programs, &files, arguments.quick, scale, tables);

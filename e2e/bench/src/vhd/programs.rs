@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::files::sync;
+use crate::signals;
 
 /// How long a server may take to start, and to stop.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -104,7 +105,9 @@ pub(crate) fn run(command: &mut Command) -> Result<Ended> {
             Some(status) => break status,
             None => thread::sleep(PAUSE),
         }
+        signals::check()?;
     };
+    signals::check()?;
     ensure!(status.success(), "{command:?} failed: {status}");
     Ok(Ended {
         seconds: started.elapsed().as_secs_f64(),
@@ -154,6 +157,7 @@ impl Server {
         let mut child = Running::start(&mut command)?;
         let deadline = Instant::now() + PATIENCE;
         while greet(socket).is_err() {
+            signals::check()?;
             if let Some(status) = child.0.try_wait().context("waiting")? {
                 bail!("{command:?} ended: {status}");
             }

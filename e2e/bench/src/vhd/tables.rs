@@ -97,8 +97,15 @@ impl<'a> Bench<'a> {
             ("4k random read, depth 1", "randread", 1),
             ("4k random read, depth 32", "randread", 32),
         ];
-        let sequential = "1 MiB sequential read, depth 4";
-        if !self.wants(&small.map(|(name, ..)| name)) && !self.wants(&[sequential]) {
+        let flushed = "4k random overwrite with a flush every 32, depth 32";
+        let sequential = [
+            ("1 MiB sequential read, depth 4", "read"),
+            ("1 MiB sequential write, depth 4", "write"),
+        ];
+        if !self.wants(&small.map(|(name, ..)| name))
+            && !self.wants(&sequential.map(|(name, _)| name))
+            && !self.wants(&[flushed])
+        {
             return Ok(());
         }
         let Scale { size, seconds, .. } = self.scale;
@@ -136,16 +143,26 @@ impl<'a> Bench<'a> {
             })?;
         }
         let load = Load {
-            pattern: "read",
-            block: MIB,
-            align: MIB,
-            ..Load::small("read", 4, size, seconds)
+            flush_every: Some(32),
+            ..Load::small("randwrite", 32, size, seconds)
         };
-        let goals = [Goal::AtLeast(0.9, VHD_RAW)];
-        self.add(sequential, "MiB/s", &contenders, &goals, |who| {
+        let goals = [Goal::AtLeast(0.8, VHD_RAW)];
+        self.add(flushed, "IOPS", &contenders, &goals, |who| {
             let (reader, file) = of(who);
             serve.to_fio(reader, file, load)
         })?;
+        for (name, pattern) in sequential {
+            let load = Load {
+                block: MIB,
+                align: MIB,
+                ..Load::small(pattern, 4, size, seconds)
+            };
+            let goals = [Goal::AtLeast(0.9, VHD_RAW)];
+            self.add(name, "MiB/s", &contenders, &goals, |who| {
+                let (reader, file) = of(who);
+                serve.to_fio(reader, file, load)
+            })?;
+        }
         ["served.img", "served.vhd", "served.vpc"]
             .iter()
             .try_for_each(|name| self.files.remove(name))
@@ -159,15 +176,17 @@ impl<'a> Bench<'a> {
         }
         let (programs, files) = (self.programs, self.files);
         let serve = Serve { programs, files };
-        let count = self.scale.allocations;
-        // More blocks than writes: few meet the same one.
-        let span = 8 * count * BLOCK;
+        // The largest disk: it has more blocks than there are writes, and few meet the same one.
         let load = Load {
             align: BLOCK,
-            until: Until::Requests(count),
-            ..Load::small("randwrite", 32, span, 1)
+            ..Load::small(
+                "randwrite",
+                32,
+                full_disk::SIZE_BYTES,
+                self.scale.allocation_seconds,
+            )
         };
-        let size = span.to_string();
+        let size = full_disk::SIZE_BYTES.to_string();
         let goals = [Goal::AtLeast(3.0, QEMU_VPC), Goal::Past(QEMU_QCOW2)];
         self.add(name, "IOPS", &[VHD, QEMU_VPC, QEMU_QCOW2], &goals, |who| {
             let file = files.path("empty");
@@ -179,8 +198,12 @@ impl<'a> Bench<'a> {
             match reader {
                 Reader::Qemu(format) => {
                     let mut command = Command::new("qemu-img");
-                    command.args(["create", "-q", "-f", format]).arg(&file);
-                    run(command.arg(&size))?
+                    command.args(["create", "-q", "-f", format]);
+                    if format == "vpc" {
+                        // Of any size, not only of what cylinders, heads and sectors can tell.
+                        command.args(["-o", "force_size=on"]);
+                    }
+                    run(command.arg(&file).arg(&size))?
                 }
                 _ => {
                     let mut command = programs.vhd(["create", "--type", "dynamic"]);

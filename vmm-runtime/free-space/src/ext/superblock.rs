@@ -114,17 +114,28 @@ pub(super) enum Backups {
     Two([u64; 2]),
 }
 
+/// What kind of ext a volume is that has its signature.
+pub(super) fn kind(part: &Part<'_>) -> Result<Kind, Stop> {
+    let bytes = part.read(1024, 1024)?;
+    let (compat, incompat, ro_compat) = features(&Fields(&bytes))?;
+    Ok(name(compat, incompat, ro_compat))
+}
+
+/// The compatible, incompatible and read-only compatible features.
+fn features(fields: &Fields<'_>) -> Result<(u32, u32, u32), Stop> {
+    Ok(match fields.le32(76)? {
+        0 => (0, 0, 0),
+        _ => (fields.le32(92)?, fields.le32(96)?, fields.le32(100)?),
+    })
+}
+
 impl Superblock {
     /// Reads it and says what kind of ext it is. Refuses one that isn't clean.
     pub(super) fn read(part: &Part<'_>, kind: &mut Kind) -> Result<Superblock, Stop> {
         let bytes = part.read(1024, 1024)?;
         let fields = Fields(&bytes);
         let revision = fields.le32(76)?;
-        let (compat, incompat, ro_compat) = if revision == 0 {
-            (0, 0, 0)
-        } else {
-            (fields.le32(92)?, fields.le32(96)?, fields.le32(100)?)
-        };
+        let (compat, incompat, ro_compat) = features(&fields)?;
         *kind = name(compat, incompat, ro_compat);
         clean(&fields, incompat, ro_compat)?;
         known("compatible", compat, compat::KNOWN)?;

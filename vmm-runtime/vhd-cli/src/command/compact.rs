@@ -1,6 +1,6 @@
 //! `vhd compact`
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write;
 use std::io;
 use std::ops::Range;
@@ -8,10 +8,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use paddock_free_space::{Disk, Outcome, free_space};
-use paddock_vhd::{BlockDevice, CompactOptions, Gate, OperationError, children, compact};
+use paddock_vhd::{
+    BlockDevice, Children, CompactOptions, Gate, OperationError, children, compact,
+};
 use serde::Serialize;
 
-use crate::disk_path::DiskPath;
+use crate::children::{known, names, note_skipped};
+use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Meter;
@@ -26,7 +29,7 @@ use crate::target::{Force, Target};
 /// files, the old and the new; the new one takes the old one's place when it
 /// is complete.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(mut_arg("force", |force| force.requires("into")), after_help = "Examples:
   vhd compact disk.vhd
   vhd compact --keep-free disk.vhd
   vhd compact --defragment --into small.vhd disk.vhd")]
@@ -45,6 +48,8 @@ pub(crate) struct Arguments {
     into: Option<PathBuf>,
     #[command(flatten)]
     force: Force,
+    #[command(flatten)]
+    search: Search,
 }
 
 #[derive(Serialize)]
@@ -88,11 +93,27 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
             "a disk is compacted within its folder; name a file there, or move it afterwards",
         ));
     }
+    let children = match arguments.keep_free {
+        true => Children::default(),
+        false => known(&disk, &arguments.search)?,
+    };
+    note_skipped(&children, out);
     let volumes = RefCell::new(Vec::new());
+    let stopped = RefCell::new(None);
+    // Under the lock: who wrote before may have used what was free.
     let look = |vhd: &dyn BlockDevice| {
-        let (free, found) = look_for_free_space(vhd)?;
-        volumes.replace(found);
-        Ok(free)
+        let looked = look_for_free_space(vhd, out)
+            .and_then(|(free, found)| Ok((may_free(&disk, free, &children)?, found)));
+        match looked {
+            Ok((free, found)) => {
+                volumes.replace(found);
+                Ok(free)
+            }
+            Err(failure) => {
+                stopped.replace(Some(failure));
+                Err(io::ErrorKind::Interrupted.into())
+            }
+        }
     };
     let options = CompactOptions {
         free: match arguments.keep_free {
@@ -107,7 +128,10 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let report = compact(&disk.pool, &disk.name, gate, &options, &mut |step| {
         meter.step(step)
     })
-    .map_err(|error| hinted(error, &disk, arguments.keep_free))?;
+    .map_err(|error| match stopped.take() {
+        Some(failure) => failure,
+        None => hinted(error, &disk, arguments.keep_free),
+    })?;
     drop(meter);
     let made = match target {
         Some(target) => target.finish()?,
@@ -126,6 +150,26 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     Ok(Exit::Good)
 }
 
+/// Refuses to give up what children may use, those elsewhere included. The
+/// library looks for those in the disk's own folder once more.
+fn may_free(
+    disk: &DiskPath,
+    free: Vec<Range<u64>>,
+    children: &Children,
+) -> Result<Vec<Range<u64>>, Failure> {
+    if free.is_empty() || children.found.is_empty() {
+        return Ok(free);
+    }
+    Err(Failure::wrong_use(format!(
+        "{}: its free space can't be given up while it is the parent of {}: that would change what they show",
+        disk.path().display(),
+        names(&children.found)
+    ))
+    .hinting(KEEP_FREE))
+}
+
+const KEEP_FREE: &str = "`vhd compact --keep-free FILE` compacts a disk with children, too";
+
 fn hinted(error: OperationError, disk: &DiskPath, keep_free: bool) -> Failure {
     let refused = matches!(error, OperationError::Refused { .. });
     let failure = Failure::from(error);
@@ -133,8 +177,7 @@ fn hinted(error: OperationError, disk: &DiskPath, keep_free: bool) -> Failure {
         && !keep_free
         && children(&disk.pool, &disk.name).is_ok_and(|children| !children.is_empty())
     {
-        return failure
-            .hinting("`vhd compact --keep-free FILE` compacts a disk with children, too");
+        return failure.hinting(KEEP_FREE);
     }
     failure
 }
@@ -167,25 +210,43 @@ fn human_text(answer: &Answer) -> String {
 }
 
 /// A disk as the walkers read it.
-pub(crate) struct Bytes<'a>(pub(crate) &'a dyn BlockDevice);
+struct Bytes<'a> {
+    disk: &'a dyn BlockDevice,
+    meter: &'a Meter,
+    read: Cell<u64>,
+}
 
 impl Disk for Bytes<'_> {
     fn size(&self) -> u64 {
-        self.0.size()
+        self.disk.size()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_at(buf, offset).map_err(io::Error::other)
+        self.read.set(self.read.get() + buf.len() as u64);
+        if self.meter.tick(self.read.get()).is_break() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        self.disk.read_at(buf, offset).map_err(io::Error::other)
     }
 }
 
 /// What no file system on the disk uses. A table of partitions that can't be
 /// right leaves everything as it is.
-fn look_for_free_space(vhd: &dyn BlockDevice) -> io::Result<(Vec<Range<u64>>, Vec<Volume>)> {
-    let report = match free_space(&Bytes(vhd)) {
+fn look_for_free_space(
+    vhd: &dyn BlockDevice,
+    out: &Output,
+) -> Result<(Vec<Range<u64>>, Vec<Volume>), Failure> {
+    let meter = Meter::walk("look for free space", out)?;
+    let bytes = Bytes {
+        disk: vhd,
+        meter: &meter,
+        read: Cell::new(0),
+    };
+    let report = match free_space(&bytes) {
+        Err(_) if meter.is_cancelled() => return Err(Failure::cancelled()),
         Ok(report) => report,
         Err(error @ paddock_free_space::WalkError::Read { .. }) => {
-            return Err(io::Error::other(error.to_string()));
+            return Err(Failure::new(Exit::Other, error.to_string()));
         }
         Err(error) => {
             let whole = Volume {

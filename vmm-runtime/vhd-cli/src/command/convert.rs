@@ -1,6 +1,5 @@
 //! `vhd convert`
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -14,6 +13,7 @@ use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Meter;
+use crate::raw::RawDisk;
 use crate::size::{Size, exact, human};
 use crate::target::{Force, Target};
 
@@ -201,8 +201,7 @@ fn from_linked(
 
 fn from_raw(arguments: &Arguments, disk_type: DiskType, out: &Output) -> Result<Copied, Failure> {
     let source = DiskPath::existing(&arguments.source)?;
-    let file = File::open(source.path())
-        .map_err(|error| Failure::io(source.path(), "open the image", &error))?;
+    let image = RawDisk::open(source.path(), true)?;
     let options = ImportOptions {
         disk_type,
         size: arguments.size.map(disk_size).transpose()?,
@@ -215,9 +214,13 @@ fn from_raw(arguments: &Arguments, disk_type: DiskType, out: &Output) -> Result<
         std::slice::from_ref(&arguments.source),
     )?;
     let meter = Meter::start("convert", out)?;
-    let report = import_raw(&file, target.pool(), target.name(), &options, &mut |step| {
-        meter.step(step)
-    })?;
+    let report = import_raw(
+        image.file(),
+        target.pool(),
+        target.name(),
+        &options,
+        &mut |step| meter.step(step),
+    )?;
     drop(meter);
     Ok(Copied {
         source: source.path().to_owned(),

@@ -11,6 +11,7 @@ use paddock_vhd::{
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::children::{known, note_skipped};
 use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, time};
@@ -24,6 +25,7 @@ use crate::size::{exact, human};
 #[command(after_help = "Examples:
   vhd info disk.vhd
   vhd info --chain child.vhd
+  vhd info --children base.vhd
   vhd --json info disk.vhd | jq .virtualSize")]
 pub(crate) struct Arguments {
     /// The disk
@@ -31,6 +33,10 @@ pub(crate) struct Arguments {
     /// Tell of all of its parents, too, the nearest first
     #[arg(long)]
     chain: bool,
+    /// Look for its children, too: in its folder, in those below it, and in
+    /// those that --search names
+    #[arg(long, conflicts_with = "chain")]
+    children: bool,
     #[command(flatten)]
     search: Search,
 }
@@ -65,6 +71,9 @@ pub(crate) struct Description {
     linked: Option<LinkedInfo>,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<Parent>,
+    /// The disks whose parent it is, if they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    children: Option<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,6 +120,7 @@ impl Description {
                 relative: parent.relative,
                 absolute: parent.absolute,
             }),
+            children: None,
         }
     }
 
@@ -223,6 +233,16 @@ impl Description {
                 line("", &format!("at {path}"));
             }
         }
+        if let Some(children) = &self.children {
+            let mut name = "children";
+            if children.is_empty() {
+                line(name, "none that is known");
+            }
+            for child in children {
+                line(name, &child.to_string_lossy());
+                name = "";
+            }
+        }
         text
     }
 }
@@ -238,7 +258,13 @@ fn clean(value: &str) -> String {
 pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> {
     let disk = DiskPath::existing(&arguments.file)?;
     if !arguments.chain {
-        out.answer(&Description::of(&disk)?, Description::human);
+        let mut description = Description::of(&disk)?;
+        if arguments.children {
+            let children = known(&disk, &arguments.search)?;
+            note_skipped(&children, out);
+            description.children = Some(children.found);
+        }
+        out.answer(&description, Description::human);
         return Ok(Exit::Good);
     }
     let search = arguments.search.resolve()?;

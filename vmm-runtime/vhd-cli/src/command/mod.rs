@@ -4,6 +4,7 @@ pub(crate) mod check;
 pub(crate) mod clone;
 pub(crate) mod compact;
 pub(crate) mod compare;
+pub(crate) mod completions;
 pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod generate;
@@ -50,6 +51,7 @@ pub(crate) fn run(command: &Command, out: &Output) -> Result<Exit, Failure> {
         Command::Serve(arguments) => serve::run(arguments, out),
         Command::Map(arguments) => map::run(arguments, out),
         Command::Compare(arguments) => compare::run(arguments, out),
+        Command::Completions(arguments) => completions::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
     }
 }

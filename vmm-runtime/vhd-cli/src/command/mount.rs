@@ -10,14 +10,16 @@ use clap::Args;
 use paddock_vhd::{ChildOptions, discard_undo, inspect};
 use uuid::Uuid;
 
+use crate::children::refuse_writes;
 use crate::command::undo;
 use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
-use crate::mounting::loop_device::{self, Part};
+use crate::mounting::loop_device::{self, Backing, Part};
 use crate::mounting::server::READY;
-use crate::mounting::state::{Mounted, StateFolder};
-use crate::mounting::{teardown, volumes};
+use crate::mounting::state::{Mounted, StateFolder, Volume};
+use crate::mounting::teardown::{self, MountOptions};
+use crate::mounting::volumes;
 use crate::output::Output;
 use crate::size::human;
 
@@ -27,15 +29,19 @@ use crate::size::human;
 /// for each of its partitions. With DIR, its only volume, or the one that is
 /// named, is mounted there as well.
 ///
-/// Changes go to an undo disk, in the folder that TMPDIR names or in
-/// /var/tmp, until `vhd unmount` commits, discards or keeps them; with
-/// --direct they go straight to the disk. Where the machine stopped in between,
-/// `vhd undo` commits or discards the undo disk. Needs root.
+/// Changes go to an undo disk, beside the disk or in another folder, until
+/// `vhd unmount` commits, discards or keeps them; with --direct they go
+/// straight to the disk. Where the machine stopped in between, `vhd undo`
+/// commits or discards the undo disk. Needs root.
+///
+/// A disk for reading whose file system was not put away cleanly is mounted
+/// without what its journal has yet to bring in order, and that is told.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   vhd mount disk.vhd
   vhd mount disk.vhd /mnt
   vhd mount --direct --partition 2 disk.vhd /mnt
+  vhd mount --options uid=1000 disk.vhd /mnt
   vhd mount --read-only disk.vhd /mnt
   vhd unmount --commit /mnt")]
 pub(crate) struct Arguments {
@@ -49,10 +55,17 @@ pub(crate) struct Arguments {
     /// Write changes straight to the disk
     #[arg(long, conflicts_with = "read_only")]
     direct: bool,
+    /// Write to a disk that is the parent of others, which makes them useless
+    #[arg(long, requires = "direct")]
+    abandon_children: bool,
     /// Refuse changes; other readers may use the disk, too
     #[arg(long)]
     read_only: bool,
-    /// Where the undo disk is made
+    /// Further options of mount(8). Without any: nosuid,nodev, since what the
+    /// disk holds is a stranger's
+    #[arg(long, value_name = "LIST", requires = "dir")]
+    options: Option<String>,
+    /// Where the undo disk is made, if not beside the disk
     #[arg(long, value_name = "DIR", conflicts_with_all = ["direct", "read_only"])]
     undo_dir: Option<PathBuf>,
     #[command(flatten)]
@@ -80,6 +93,9 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         ),
         None => None,
     };
+    if arguments.direct {
+        refuse_writes(&disk, &arguments.search, arguments.abandon_children, out)?;
+    }
     // From here on an end by a signal has to wait for what is half done.
     let interrupt = Interrupt::listen()?;
     let size = inspect(&disk.pool, &disk.name)?.virtual_size;
@@ -88,9 +104,10 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let undo = if arguments.direct || arguments.read_only {
         None
     } else {
-        Some(make_undo(arguments, &disk, &id)?)
+        Some(undo_of(arguments, &disk, &id)?)
     };
-    let folder = StateFolder::make(&id).inspect_err(|_| drop_undo(undo.as_ref()))?;
+    let folder = StateFolder::make(&id)?;
+    let _claim = folder.claim()?;
     let mut mounted = Mounted {
         id,
         file: disk.path().to_owned(),
@@ -98,91 +115,136 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         read_only: arguments.read_only,
         size,
         image: folder.image(),
+        backing: None,
         device: PathBuf::new(),
         volumes: Vec::new(),
     };
-    let plugged = plug(arguments, &folder, &mut mounted, dir.as_deref());
-    let plugged = plugged.and_then(|()| match interrupt.came() {
-        true => Err(Failure::cancelled()),
-        false => Ok(()),
+    // Before anything is made that would have to be taken back.
+    let made = folder.save(&mounted).and_then(|()| match &undo {
+        Some(undo) => make_undo(arguments, &disk, undo),
+        None => Ok(()),
     });
-    if let Err(failure) = plugged {
-        take_back(&folder, &mut mounted, undo.as_ref());
-        return Err(failure);
-    }
-    out.done(&mounted, human_text);
-    Ok(Exit::Good)
+    let plugged = made.and_then(|()| plug(arguments, &folder, &mut mounted, dir.as_deref(), out));
+    // Ctrl-C goes to `mount` and to the server as well: what they then say is
+    // of no interest.
+    let failure = match plugged {
+        _ if interrupt.came() => Failure::cancelled(),
+        Ok(()) => {
+            out.done(&mounted, human_text);
+            return Ok(Exit::Good);
+        }
+        Err(failure) => failure,
+    };
+    Err(take_back(&folder, &mut mounted, failure))
 }
 
-/// The undo disk of a new mount.
-fn make_undo(arguments: &Arguments, disk: &DiskPath, id: &str) -> Result<DiskPath, Failure> {
-    let folder = match (&arguments.undo_dir, std::env::var_os("TMPDIR")) {
-        (Some(folder), _) => folder.clone(),
-        (None, Some(folder)) if !folder.is_empty() => folder.into(),
-        // Not /tmp: that may be memory, and is emptied.
-        (None, _) => PathBuf::from("/var/tmp"),
-    };
+/// What the undo disk of a new mount will be. Beside the disk, so that who
+/// looks for the disk's children finds it.
+fn undo_of(arguments: &Arguments, disk: &DiskPath, id: &str) -> Result<DiskPath, Failure> {
     let stem = disk.name.file_stem().unwrap_or_default().to_string_lossy();
-    let undo = DiskPath::any(&folder.join(format!("{stem}-{id}.vud")))?;
+    let name = format!("{stem}-{id}.vud");
+    match &arguments.undo_dir {
+        Some(folder) => DiskPath::any(&folder.join(name)),
+        None => Ok(disk.sibling(name)),
+    }
+}
+
+fn make_undo(arguments: &Arguments, disk: &DiskPath, undo: &DiskPath) -> Result<(), Failure> {
     let options = ChildOptions {
         search: arguments.search.resolve()?,
         ..ChildOptions::new()
     };
-    undo::make(&undo, disk, &options)?;
-    Ok(undo)
+    undo::make(undo, disk, &options).map_err(|failure| match failure.exit {
+        Exit::System | Exit::NoRoom if arguments.undo_dir.is_none() => failure.hinting(
+            "`--undo-dir DIR` names another folder for the undo disk, `--direct` writes straight to the disk",
+        ),
+        _ => failure,
+    })
 }
 
-fn drop_undo(undo: Option<&DiskPath>) {
-    if let Some(undo) = undo {
-        let _ = discard_undo(&undo.pool, &undo.name);
-        let mut lock = undo.path().as_os_str().to_owned();
-        lock.push(".lock");
-        let _ = std::fs::remove_file(lock);
-    }
-}
-
-/// Starts the server, makes the devices, mounts.
+/// Starts the server, makes the devices, mounts. Each step is kept before the
+/// next, for whoever has to take it back.
 fn plug(
     arguments: &Arguments,
     folder: &StateFolder,
     mounted: &mut Mounted,
     dir: Option<&Path>,
+    out: &Output,
 ) -> Result<(), Failure> {
     let held = mounted.undo.as_ref().unwrap_or(&mounted.file);
     start_server(arguments, folder, held)?;
+    mounted.backing = Some(Backing::of(&mounted.image)?);
+    folder.save(mounted)?;
     let whole = Part {
         offset: 0,
         len: 0,
         read_only: mounted.read_only,
         partitions: true,
     };
-    mounted.device = loop_device::attach(&mounted.image, whole)?;
-    volumes::attach(
-        &mounted.image,
-        &mounted.device,
-        mounted.size,
-        mounted.read_only,
-        &mut mounted.volumes,
-    )?;
-    if let Some(dir) = dir {
-        let count = mounted.volumes.len();
-        let at = match arguments.partition {
-            Some(number) => number.checked_sub(1),
-            None if count == 1 => Some(0),
-            None => {
-                return Err(Failure::wrong_use(format!(
-                    "the disk has {count} volumes: say with --partition which one is to be mounted"
-                )));
-            }
-        };
-        let volume = at.and_then(|at| mounted.volumes.get_mut(at));
-        let volume = volume.ok_or_else(|| {
-            Failure::wrong_use(format!("there is no such partition: the disk has {count}"))
-        })?;
-        teardown::mount(&volume.device, dir, mounted.read_only)?;
+    mounted.device = loop_device::attach(mounted.owner(), whole)?;
+    folder.save(mounted)?;
+    let doubt = volumes::attach(folder, mounted)?;
+    if let Some(doubt) = &doubt {
+        out.note(&format!(
+            "the partition table: {doubt}; the volumes are those that the kernel finds"
+        ));
+    }
+    let Some(dir) = dir else {
+        return Ok(());
+    };
+    let at = chosen(arguments.partition, &mounted.volumes, doubt.as_deref())?;
+    if let Some(volume) = mounted.volumes.get_mut(at) {
         volume.folder = Some(dir.to_owned());
     }
+    folder.save(mounted)?;
+    let options = MountOptions {
+        read_only: mounted.read_only,
+        others: arguments.options.as_deref(),
+    };
+    if let Some(volume) = mounted.volumes.get_mut(at) {
+        if teardown::mount(volume, dir, options)? {
+            out.note(&format!(
+                "the {} file system was not put away cleanly: it is shown without what its journal has yet to bring in order",
+                volume.kind
+            ));
+        }
+        volume.mounted_as = teardown::mounted_on(dir);
+    }
     folder.save(mounted)
+}
+
+/// Which of the volumes is to be mounted, counted from 0. `doubt`: what is
+/// wrong with the partition table.
+fn chosen(
+    partition: Option<usize>,
+    volumes: &[Volume],
+    doubt: Option<&str>,
+) -> Result<usize, Failure> {
+    let at = match partition {
+        Some(number) => volumes.iter().position(|volume| volume.number == number),
+        None if volumes.len() == 1 => Some(0),
+        None => None,
+    };
+    if let Some(at) = at {
+        return Ok(at);
+    }
+    let mut text = match (partition, volumes.len()) {
+        (_, 0) => "there is no volume on the disk that could be mounted".to_owned(),
+        (Some(number), count) => {
+            format!("there is no such partition: {number}; the disk has {count}")
+        }
+        (None, count) => {
+            format!("the disk has {count} volumes: say with --partition which one is to be mounted")
+        }
+    };
+    if let Some(doubt) = doubt {
+        let _ = write!(text, "; the partition table: {doubt}");
+    }
+    for volume in volumes {
+        let size = human(volume.length);
+        let _ = write!(text, "\n     {}: {}, {size}", volume.number, volume.kind);
+    }
+    Err(Failure::wrong_use(text))
 }
 
 fn start_server(arguments: &Arguments, folder: &StateFolder, held: &Path) -> Result<(), Failure> {
@@ -220,22 +282,34 @@ fn start_server(arguments: &Arguments, folder: &StateFolder, held: &Path) -> Res
     }
     let status = server.wait().map_err(|error| failed(&error))?;
     let text = std::fs::read_to_string(&log_path).unwrap_or_default();
-    let text = text.trim().trim_start_matches("vhd: ");
-    Err(Failure::new(
-        Exit::from_code(status.code()),
-        text.to_owned(),
-    ))
+    let text = match text.trim().trim_start_matches("vhd: ") {
+        "" => format!("the server of the disk ended with {status}"),
+        text => text.to_owned(),
+    };
+    Err(Failure::new(Exit::from_code(status.code()), text))
 }
 
-/// After an error: as if nothing had been done.
-fn take_back(folder: &StateFolder, mounted: &mut Mounted, undo: Option<&DiskPath>) {
-    if mounted.device.as_os_str().is_empty() {
-        let _ = teardown::close(folder);
-    } else {
-        let _ = teardown::take_down(folder, mounted);
+/// After an error: as if nothing had been done. Where that fails, the record
+/// stays, and with it `vhd unmount` can try it again.
+fn take_back(folder: &StateFolder, mounted: &mut Mounted, failure: Failure) -> Failure {
+    let taken = teardown::take_down(folder, mounted, None)
+        .and_then(|()| match &mounted.undo {
+            // Its lock file goes with it, and not before.
+            Some(path) if path.exists() => {
+                let undo = DiskPath::existing(path)?;
+                Ok(discard_undo(&undo.pool, &undo.name)?)
+            }
+            _ => Ok(()),
+        })
+        .and_then(|()| folder.remove());
+    match taken {
+        Ok(()) => failure,
+        Err(left) => failure.noting(&format!(
+            "it could not be taken back ({}): `vhd unmount --discard {}` tries that again",
+            left.message(),
+            mounted.id
+        )),
     }
-    let _ = folder.remove();
-    drop_undo(undo);
 }
 
 /// A mounted disk for people.

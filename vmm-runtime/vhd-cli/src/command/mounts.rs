@@ -21,6 +21,9 @@ struct Entry {
     mounted: Mounted,
     /// Whether its server still runs.
     served: bool,
+    /// Whether it is unmounted, and only its changes wait to be committed,
+    /// discarded or kept.
+    closed: bool,
 }
 
 pub(crate) fn run(out: &Output) -> Result<Exit, Failure> {
@@ -28,6 +31,7 @@ pub(crate) fn run(out: &Output) -> Result<Exit, Failure> {
         .into_iter()
         .map(|(folder, mounted)| Entry {
             served: folder.is_served(),
+            closed: folder.is_closed(),
             mounted,
         })
         .collect();
@@ -40,6 +44,8 @@ pub(crate) fn run(out: &Output) -> Result<Exit, Failure> {
             .map(|entry| {
                 let dead = if entry.served {
                     ""
+                } else if entry.closed {
+                    "\n  it is closed, but its changes wait: `vhd unmount` it with --commit, --discard or --keep"
                 } else {
                     "\n  its server is gone: `vhd unmount` it"
                 };

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use paddock_vhd::{Gate, ResizeOptions, resize};
+use paddock_vhd::{Gate, ResizeOptions, inspect, resize};
 use serde::Serialize;
 
+use crate::children::{elsewhere, names};
 use crate::command::create::disk_size;
 use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
@@ -51,6 +52,18 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         force: arguments.cut_off,
         search: arguments.search.resolve()?,
     };
+    let found = inspect(&disk.pool, &disk.name)?;
+    if !arguments.cut_off && found.virtual_size != options.size.bytes() {
+        let beside = disk.path().parent();
+        let others = elsewhere(&arguments.search, found.unique_id, beside.as_slice())?;
+        if !others.is_empty() {
+            return Err(Failure::wrong_use(format!(
+                "{}: it has children, which would not fit it any more: {}; merge or remove those first",
+                disk.path().display(),
+                names(&others)
+            )));
+        }
+    }
     let meter = Meter::start("resize", out)?;
     let gate = Gate::open();
     let report = resize(&disk.pool, &disk.name, gate, &options, &mut |step| {

@@ -10,7 +10,8 @@ use paddock_vhd::{Access, BlockDevice};
 use serde::Serialize;
 use signal_hook::iterator::Signals;
 
-use crate::disk_path::Search;
+use crate::children::refuse_writes;
+use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::interrupt::{ENDING, no_handler};
 use crate::output::Output;
@@ -45,6 +46,9 @@ pub(crate) struct Arguments {
     /// What the file is; never guessed
     #[arg(long, value_name = "FORMAT", default_value = "vhd")]
     from: Format,
+    /// Write to a disk that is the parent of others, which makes them useless
+    #[arg(long, conflicts_with = "read_only")]
+    abandon_children: bool,
     /// The disk
     file: PathBuf,
     #[command(flatten)]
@@ -73,6 +77,11 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let file = &arguments.file;
     let search = &arguments.search;
     let direct = arguments.uncached;
+    out.log();
+    if arguments.from == Format::Vhd && access == Access::ReadWrite {
+        let disk = DiskPath::existing(file)?;
+        refuse_writes(&disk, search, arguments.abandon_children, out)?;
+    }
     let source = Source::open_past_cache(file, arguments.from, access, search, direct)?;
     // From here on: a signal that comes while it starts ends it, too.
     let mut signals = Signals::new(ENDING).map_err(|error| no_handler(&error))?;
@@ -100,14 +109,19 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         size: disk.size(),
         read_only: arguments.read_only,
     };
-    out.done(&serving, |serving| {
+    let human_text = |serving: &Serving| {
         format!(
             "{}: serving {} at {}",
             serving.file.display(),
             human(serving.size),
             serving.uri
         )
-    });
+    };
+    // A port that we chose nobody else knows.
+    match arguments.listen {
+        Some(address) if address.port() == 0 => out.answer(&serving, human_text),
+        _ => out.done(&serving, human_text),
+    }
     signals.forever().next();
     server.stop();
     if !arguments.read_only {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::command::undo;
 use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
+use crate::interrupt::Interrupt;
 use crate::mounting::state::{self, Mounted, StateFolder};
 use crate::mounting::teardown;
 use crate::output::Output;
@@ -65,20 +66,12 @@ struct Unmounted {
 }
 
 pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> {
+    // What is half done has to come to an end, whatever signal comes.
+    let interrupt = Interrupt::listen()?;
     let all = state::all()?;
-    let chosen: Vec<_> = match &arguments.which {
+    let chosen = match &arguments.which {
         None => all,
-        Some(which) => {
-            let mut chosen = all;
-            chosen.retain(|(_, mounted)| is_meant(mounted, which));
-            if chosen.is_empty() {
-                return Err(Failure::wrong_use(format!(
-                    "{}: no such disk is mounted; `vhd mounts` lists those that are",
-                    which.display()
-                )));
-            }
-            chosen
-        }
+        Some(which) => vec![chosen(all, which)?],
     };
     // Before the first is touched.
     for (_, mounted) in &chosen {
@@ -87,7 +80,14 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let mut done = Vec::new();
     let mut failed = None;
     for (folder, mut mounted) in chosen {
-        match unmount(arguments, &folder, &mut mounted, out) {
+        if interrupt.came() {
+            failed = Some(Failure::new(
+                Exit::Cancelled,
+                "cancelled; the other disks are still mounted",
+            ));
+            break;
+        }
+        match unmount(arguments, &folder, &mut mounted, &interrupt, out) {
             Ok(unmounted) => done.push(unmounted),
             Err(failure) => {
                 // The others are unmounted all the same.
@@ -122,6 +122,30 @@ fn human_text(unmounted: &Unmounted) -> String {
     format!("{}: unmounted, {changes}", unmounted.file.display())
 }
 
+/// The one that the user means. Its changes are at stake: nothing is guessed.
+fn chosen(
+    mut all: Vec<(StateFolder, Mounted)>,
+    which: &Path,
+) -> Result<(StateFolder, Mounted), Failure> {
+    all.retain(|(_, mounted)| is_meant(mounted, which));
+    if let Some(at) = all.iter().position(|(_, one)| Path::new(&one.id) == which) {
+        return Ok(all.swap_remove(at));
+    }
+    let ids: Vec<_> = all.iter().map(|(_, mounted)| mounted.id.clone()).collect();
+    match (all.pop(), ids.len()) {
+        (Some(one), 1) => Ok(one),
+        (None, _) => Err(Failure::wrong_use(format!(
+            "{}: no such disk is mounted; `vhd mounts` lists those that are",
+            which.display()
+        ))),
+        (Some(_), count) => Err(Failure::wrong_use(format!(
+            "{}: it is mounted {count} times; name one of them: {}",
+            which.display(),
+            ids.join(", ")
+        ))),
+    }
+}
+
 /// Whether the user means this one.
 fn is_meant(mounted: &Mounted, which: &Path) -> bool {
     if Path::new(&mounted.id) == which {
@@ -154,40 +178,92 @@ fn unmount(
     arguments: &Arguments,
     folder: &StateFolder,
     mounted: &mut Mounted,
+    interrupt: &Interrupt,
     out: &Output,
 ) -> Result<Unmounted, Failure> {
     let changes = changes(arguments, mounted)?;
-    let down = teardown::take_down(folder, mounted);
-    if let Err(failure) = down {
-        // Ended badly, but ended: there is nothing left to be unmounted. The
-        // undo disk stays.
-        if !folder.is_served() && folder.remove().is_ok() {
-            return Err(match &mounted.undo {
-                Some(undo) => failure.noting(&format!("the changes are in {}", undo.display())),
-                None => failure,
-            });
-        }
-        return Err(failure);
+    let _claim = folder.claim()?;
+    // As it is now that nobody else changes it.
+    *mounted = folder.load()?;
+    teardown::take_down(folder, mounted, Some(interrupt))?;
+    let undo = mounted.undo.as_deref();
+    if let Err(failure) = teardown::how_it_ended(folder)
+        && changes != Changes::Discarded
+    {
+        return Err(ended_badly(folder, undo, changes, failure));
     }
-    folder.remove()?;
-    let mut unmounted = Unmounted {
+    // The record goes last: whatever ends this, it can be asked for again.
+    let unmounted = Unmounted {
         file: mounted.file.clone(),
         changes,
-        undo: None,
+        undo: undo
+            .filter(|_| changes == Changes::Kept)
+            .map(Path::to_owned),
     };
-    if let Some(path) = &mounted.undo {
-        let undo = DiskPath::existing(path)?;
-        let kept =
-            |failure: Failure| failure.noting(&format!("the changes are in {}", path.display()));
-        match changes {
-            Changes::Committed => {
-                undo::commit(&undo, &arguments.search, out).map_err(kept)?;
-            }
-            Changes::Discarded => {
-                discard_undo(&undo.pool, &undo.name).map_err(|error| kept(error.into()))?;
-            }
-            Changes::Kept | Changes::Direct => unmounted.undo = Some(path.clone()),
-        }
+    if let Some(path) = undo {
+        settle(arguments, path, changes, out).map_err(|failure| match path.exists() {
+            true => failure.noting(&format!("the changes are in {}", path.display())),
+            false => failure,
+        })?;
     }
+    folder.remove()?;
     Ok(unmounted)
+}
+
+/// What is told when the server did not close the disk. Told once: changes
+/// that are to be committed all the same are, when asked for again.
+fn ended_badly(
+    folder: &StateFolder,
+    undo: Option<&Path>,
+    changes: Changes,
+    failure: Failure,
+) -> Failure {
+    let kept = if changes == Changes::Committed {
+        folder.forget_end()
+    } else {
+        folder.remove()
+    };
+    let failure = match undo {
+        None => failure,
+        Some(undo) => failure.noting(&format!("the changes are in {}", undo.display())),
+    };
+    match (changes, kept) {
+        (_, Err(error)) => failure.noting(error.message()),
+        (Changes::Committed, Ok(())) => failure.noting(
+            "they may not be complete and were not committed: ask again with --commit, --discard or --keep",
+        ),
+        (_, Ok(())) => failure,
+    }
+}
+
+/// Does with the undo disk what was asked for.
+fn settle(
+    arguments: &Arguments,
+    path: &Path,
+    changes: Changes,
+    out: &Output,
+) -> Result<(), Failure> {
+    match changes {
+        Changes::Committed => {
+            // It may be gone already: the end of a commit that was cut off.
+            let undo = DiskPath::any(path)?;
+            let mut record = path.as_os_str().to_owned();
+            record.push(".merge");
+            if !path.exists() && !Path::new(&record).exists() {
+                return Err(Failure::wrong_use(format!(
+                    "{}: the undo disk is gone, so there is nothing to commit; `vhd unmount --discard` forgets it",
+                    path.display()
+                )));
+            }
+            undo::commit(&undo, &arguments.search, out)?;
+        }
+        // Gone already: the end of an unmount, or of a mount, that was.
+        Changes::Discarded if !path.exists() => {}
+        Changes::Discarded => {
+            let undo = DiskPath::existing(path)?;
+            discard_undo(&undo.pool, &undo.name)?;
+        }
+        Changes::Kept | Changes::Direct => {}
+    }
+    Ok(())
 }

@@ -1,4 +1,7 @@
 //! What is mounted, as it is kept for later commands.
+//!
+//! It is written before the first thing is made, and again with each: whatever
+//! ends `vhd mount`, `vhd unmount` finds what there is to be taken away.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -9,8 +12,10 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::mounting::disk_file;
+use crate::mounting::loop_device::{Backing, Owner};
+use crate::mounting::server::CLOSED;
 
 /// A disk that is a device of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,9 +32,22 @@ pub(crate) struct Mounted {
     pub(crate) size: u64,
     /// The whole disk as a file.
     pub(crate) image: PathBuf,
-    /// The whole disk as a device.
+    /// The same, as loop devices know it; once it is there.
+    pub(crate) backing: Option<Backing>,
+    /// The whole disk as a device; empty before it is one.
     pub(crate) device: PathBuf,
     pub(crate) volumes: Vec<Volume>,
+}
+
+impl Mounted {
+    /// Whose the loop devices are.
+    pub(crate) fn owner(&self) -> Owner<'_> {
+        Owner {
+            id: &self.id,
+            image: &self.image,
+            backing: self.backing,
+        }
+    }
 }
 
 /// A partition, or the whole of a disk that has none.
@@ -47,8 +65,11 @@ pub(crate) struct Volume {
     pub(crate) device: PathBuf,
     /// Whether the device is a loop device of its own.
     pub(crate) own_loop: bool,
-    /// Where it is mounted.
+    /// Where it is mounted, or is about to be.
     pub(crate) folder: Option<PathBuf>,
+    /// The number of the device that is mounted there, as the kernel lists
+    /// it: some file systems have one of their own.
+    pub(crate) mounted_as: Option<String>,
 }
 
 /// The folder of one mounted disk.
@@ -88,6 +109,34 @@ impl StateFolder {
     /// How the server ended.
     pub(crate) fn end(&self) -> PathBuf {
         self.0.join("end")
+    }
+
+    /// Held by the one command that mounts or unmounts it.
+    pub(crate) fn claim(&self) -> Result<File, Failure> {
+        let failed = |error: &io::Error| Failure::io(&self.0, "lock the folder", error);
+        let folder = File::open(&self.0).map_err(|error| failed(&error))?;
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(folder),
+            Err(Errno::WOULDBLOCK) => Err(Failure::new(
+                Exit::Busy,
+                format!(
+                    "{}: another command mounts or unmounts this disk; wait for its end",
+                    self.0.display()
+                ),
+            )),
+            Err(error) => Err(failed(&error.into())),
+        }
+    }
+
+    /// As if the server had closed the disk, once it was told that it didn't.
+    pub(crate) fn forget_end(&self) -> Result<(), Failure> {
+        fs::write(self.end(), CLOSED)
+            .map_err(|error| Failure::io(&self.end(), "write how it ended", &error))
+    }
+
+    /// Whether nothing but the record is left, and what becomes of changes.
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.is_served() && fs::read_to_string(self.end()).is_ok_and(|end| end == CLOSED)
     }
 
     /// Locked by the server as long as it runs.
@@ -141,11 +190,13 @@ impl StateFolder {
     }
 }
 
-/// The folder for things that go when the machine stops: the user's own, if
-/// it is that, or the system's.
+/// The folder for things that go when the machine stops. Not the user's own:
+/// devices and mounts are the machine's, and whoever is root finds them here.
+/// The variable is for tests.
 fn runtime_folder() -> PathBuf {
-    let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    own.filter(|folder| folder.is_absolute() && is_own(folder))
+    let other = std::env::var_os("PADDOCK_VHD_RUN").map(PathBuf::from);
+    other
+        .filter(|folder| folder.is_absolute())
         .unwrap_or_else(|| PathBuf::from("/run"))
 }
 
@@ -167,7 +218,10 @@ fn root() -> Result<PathBuf, Failure> {
     }
     let mode = folder.symlink_metadata().map(|metadata| metadata.mode());
     if mode.is_ok_and(|mode| mode & 0o077 == 0) {
-        return Ok(folder);
+        // As the kernel names what lies in it.
+        return folder
+            .canonicalize()
+            .map_err(|error| Failure::io(&folder, "look at the folder", &error));
     }
     Err(Failure::wrong_use(format!(
         "{}: expected a folder of this user with mode 0700; remove what is there",
@@ -194,7 +248,7 @@ pub(crate) fn all() -> Result<Vec<(StateFolder, Mounted)>, Failure> {
     for entry in entries {
         let entry = entry.map_err(|error| Failure::io(&root, "list", &error))?;
         let folder = StateFolder(entry.path());
-        // One that is just being made, or unmade, has none.
+        // One that has just been made, or is nearly gone, has none.
         if let Ok(mounted) = folder.load() {
             list.push((folder, mounted));
         }

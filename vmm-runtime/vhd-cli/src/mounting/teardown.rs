@@ -1,6 +1,7 @@
 //! Taking a mounted disk away again.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,51 +10,67 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::failure::{Exit, Failure};
+use crate::interrupt::Interrupt;
 use crate::mounting::loop_device;
 use crate::mounting::server::CLOSED;
-use crate::mounting::state::{Mounted, StateFolder};
+use crate::mounting::state::{Mounted, StateFolder, Volume};
 
 /// A loop device lets go of its file a moment after it is told to.
 const DETACHING: Duration = Duration::from_secs(20);
 /// A disk may have much to write when it is closed.
 const CLOSING: Duration = Duration::from_secs(600);
 
-/// Unmounts the volumes, detaches the devices, and waits until the disk is
-/// closed and durable. Whoever is in the way is told, and nothing that can't
-/// be undone is done before.
-pub(crate) fn take_down(folder: &StateFolder, mounted: &mut Mounted) -> Result<(), Failure> {
-    for at in 0..mounted.volumes.len() {
-        let Some(dir) = mounted
-            .volumes
-            .get(at)
-            .and_then(|volume| volume.folder.clone())
-        else {
-            continue;
-        };
-        umount(&dir)?;
-        if let Some(volume) = mounted.volumes.get_mut(at) {
-            volume.folder = None;
-        }
-        folder.save(mounted)?;
-    }
+/// Unmounts the volumes, detaches the devices, and waits until the server has
+/// ended. Whoever is in the way is told, and nothing that can't be undone is
+/// done before. What is another's by now, under a name that was ours, stays.
+/// To be asked for again after an error. `interrupt`: ends the waiting.
+pub(crate) fn take_down(
+    folder: &StateFolder,
+    mounted: &mut Mounted,
+    interrupt: Option<&Interrupt>,
+) -> Result<(), Failure> {
+    let owner = mounted.owner();
     let own = mounted.volumes.iter().filter(|volume| volume.own_loop);
-    let mut devices: Vec<_> = own.map(|volume| volume.device.clone()).collect();
-    devices.push(mounted.device.clone());
+    let named = own
+        .map(|volume| volume.device.clone())
+        .chain([mounted.device.clone()])
+        .filter(|device| !device.as_os_str().is_empty());
+    let loops = loop_device::owned(owner, named)?;
+    let is_ours = |volume: &Volume| {
+        let device = if volume.own_loop {
+            &volume.device
+        } else {
+            &mounted.device
+        };
+        loops.contains(device)
+    };
+    let mut nodes = Vec::new();
+    for volume in mounted.volumes.iter().filter(|volume| is_ours(volume)) {
+        if volume.folder.is_some() {
+            umount(volume)?;
+        }
+        nodes.push(volume.device.clone());
+    }
+    for volume in &mut mounted.volumes {
+        volume.folder = None;
+        volume.mounted_as = None;
+    }
+    // Only a help: without it, they are looked for again.
+    let _ = folder.save(mounted);
+    nodes.extend(loops.iter().cloned());
     if folder.is_served() {
-        for volume in &mounted.volumes {
-            in_use(&volume.device)?;
+        for node in &nodes {
+            in_use(node)?;
         }
-        in_use(&mounted.device)?;
         // Each has a cache of its own.
-        for volume in &mounted.volumes {
-            loop_device::sync(&volume.device)?;
+        for node in &nodes {
+            loop_device::sync(node)?;
         }
-        loop_device::sync(&mounted.device)?;
     }
-    for device in &devices {
-        loop_device::detach(device)?;
+    for device in &loops {
+        loop_device::detach(device, mounted.owner())?;
     }
-    close(folder)
+    close(folder, interrupt)
 }
 
 fn in_use(device: &Path) -> Result<(), Failure> {
@@ -69,12 +86,19 @@ fn in_use(device: &Path) -> Result<(), Failure> {
     ))
 }
 
-fn umount(dir: &Path) -> Result<(), Failure> {
-    // Not ours any more, if the user unmounted it.
-    if !is_mount_point(dir) {
+/// Unmounts a volume, if it is still what is mounted on its folder.
+fn umount(volume: &Volume) -> Result<(), Failure> {
+    let (Some(dir), Some(found)) = (
+        &volume.folder,
+        volume.folder.as_deref().and_then(mounted_on),
+    ) else {
+        return Ok(());
+    };
+    let expected = volume.mounted_as.clone().or_else(|| number(&volume.device));
+    if expected != Some(found) {
         return Ok(());
     }
-    let flags = UnmountFlags::empty();
+    let flags = UnmountFlags::NOFOLLOW;
     rustix::mount::unmount(dir, flags).map_err(|error| match error {
         Errno::BUSY => Failure::new(
             Exit::Busy,
@@ -87,13 +111,29 @@ fn umount(dir: &Path) -> Result<(), Failure> {
     })
 }
 
-fn is_mount_point(dir: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().any(|line| {
+/// The number of a device, as the kernel lists it.
+fn number(device: &Path) -> Option<String> {
+    let number = device.metadata().ok()?.rdev();
+    Some(format!(
+        "{}:{}",
+        rustix::fs::major(number),
+        rustix::fs::minor(number)
+    ))
+}
+
+/// The number of the device that was mounted last on a folder, if one is.
+pub(crate) fn mounted_on(dir: &Path) -> Option<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    last_on(&mounts, dir)
+}
+
+fn last_on(mounts: &str, dir: &Path) -> Option<String> {
+    let line = mounts.lines().rev().find(|line| {
         line.split(' ')
             .nth(4)
             .is_some_and(|path| Path::new(&unescape(path)) == dir)
-    })
+    })?;
+    line.split(' ').nth(2).map(str::to_owned)
 }
 
 /// The kernel writes blanks, tabs, newlines and backslashes as `\040`.
@@ -105,7 +145,7 @@ fn unescape(text: &str) -> String {
 }
 
 /// Unmounts the FUSE file system, and waits for the end of its server.
-pub(crate) fn close(folder: &StateFolder) -> Result<(), Failure> {
+fn close(folder: &StateFolder, interrupt: Option<&Interrupt>) -> Result<(), Failure> {
     let fuse = folder.fuse();
     let end = Instant::now() + DETACHING;
     loop {
@@ -125,23 +165,31 @@ pub(crate) fn close(folder: &StateFolder) -> Result<(), Failure> {
     }
     let end = Instant::now() + CLOSING;
     while folder.is_served() {
+        let writing = "the disk is still being written; ask again later";
+        if interrupt.is_some_and(Interrupt::came) {
+            return Err(Failure::new(Exit::Cancelled, writing));
+        }
         if Instant::now() >= end {
             return Err(Failure::new(
                 Exit::Busy,
-                format!(
-                    "{}: the disk is still being written; ask again later",
-                    folder.path().display()
-                ),
+                format!("{}: {writing}", folder.path().display()),
             ));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+    Ok(())
+}
+
+/// How the server ended that has ended.
+pub(crate) fn how_it_ended(folder: &StateFolder) -> Result<(), Failure> {
     match fs::read_to_string(folder.end()) {
         Ok(text) if text == CLOSED => Ok(()),
-        Ok(text) => Err(Failure::new(
-            Exit::System,
-            format!("the server of the disk ended with an error: {text}"),
-        )),
+        Ok(text) => Err(Failure::from_json(&text).unwrap_or_else(|| {
+            Failure::new(
+                Exit::System,
+                "the server of the disk was killed while it ended",
+            )
+        })),
         Err(_) => Err(Failure::new(
             Exit::System,
             "the server of the disk was killed: what was not flushed is lost",
@@ -149,14 +197,63 @@ pub(crate) fn close(folder: &StateFolder) -> Result<(), Failure> {
     }
 }
 
-/// Mounts the file system on a device, whatever it is.
-pub(crate) fn mount(device: &Path, dir: &Path, read_only: bool) -> Result<(), Failure> {
-    let mut command = Command::new("mount");
-    if read_only {
-        command.args(["-o", "ro"]);
+/// How a volume is mounted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MountOptions<'a> {
+    pub(crate) read_only: bool,
+    /// Further ones, as `mount -o` takes them.
+    pub(crate) others: Option<&'a str>,
+}
+
+impl MountOptions<'_> {
+    /// What `mount -o` is told. What the disk holds is a stranger's: neither
+    /// programs that act as root nor devices of this machine, unless the
+    /// user says so.
+    fn text(self, more: Option<&str>) -> String {
+        let mut options = vec!["nosuid", "nodev"];
+        if self.read_only {
+            options.push("ro");
+        }
+        options.extend(more);
+        options.extend(self.others);
+        options.join(",")
     }
-    let output = command
-        .arg("--")
+}
+
+/// What mounts a file system of a kind for reading though it was not put away
+/// cleanly: its journal stays as it is.
+fn without_journal(kind: &str) -> Option<&'static str> {
+    match kind {
+        "ext3" | "ext4" => Some("noload"),
+        "XFS" => Some("norecovery"),
+        _ => None,
+    }
+}
+
+/// Mounts a volume, whatever is on it. True if what its journal has was left
+/// out.
+pub(crate) fn mount(
+    volume: &Volume,
+    dir: &Path,
+    options: MountOptions<'_>,
+) -> Result<bool, Failure> {
+    let refused = match run_mount(&volume.device, dir, &options.text(None)) {
+        Ok(()) => return Ok(false),
+        Err(refused) => refused,
+    };
+    match without_journal(&volume.kind) {
+        Some(more) if options.read_only => {
+            // The first refusal says more where this doesn't help.
+            run_mount(&volume.device, dir, &options.text(Some(more))).map_err(|_| refused)?;
+            Ok(true)
+        }
+        _ => Err(refused),
+    }
+}
+
+fn run_mount(device: &Path, dir: &Path, options: &str) -> Result<(), Failure> {
+    let output = Command::new("mount")
+        .args(["-o", options, "--"])
         .arg(device)
         .arg(dir)
         .stdin(Stdio::null())
@@ -165,8 +262,38 @@ pub(crate) fn mount(device: &Path, dir: &Path, read_only: bool) -> Result<(), Fa
     if output.status.success() {
         return Ok(());
     }
-    Err(Failure::new(
-        Exit::System,
-        String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    ))
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = match said.trim() {
+        "" => format!("`mount` said nothing and ended with {}", output.status),
+        said => said.to_owned(),
+    };
+    Err(Failure::new(Exit::System, said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_mounted_last_on_a_folder_is_found() {
+        let mounts = "\
+29 1 253:0 / / rw - ext4 /dev/vda rw
+41 29 7:0 / /mnt/a\\040b rw - ext4 /dev/loop0 rw
+42 41 7:3 / /mnt/a\\040b rw - ext4 /dev/loop3 rw
+43 29 7:4 / /mnt/a rw - ext4 /dev/loop4 rw";
+        let on = |dir: &str| last_on(mounts, Path::new(dir));
+        assert_eq!(on("/mnt/a b").as_deref(), Some("7:3"));
+        assert_eq!(on("/mnt/a").as_deref(), Some("7:4"));
+        assert_eq!(on("/mnt"), None);
+    }
+
+    #[test]
+    fn a_strangers_disk_gives_no_rights_unless_the_user_says_so() {
+        let text = |read_only, others, more| MountOptions { read_only, others }.text(more);
+        assert_eq!(text(false, None, None), "nosuid,nodev");
+        assert_eq!(
+            text(true, Some("suid,uid=1000"), Some("noload")),
+            "nosuid,nodev,ro,noload,suid,uid=1000"
+        );
+    }
 }

@@ -7,9 +7,25 @@ use rustix::pty::OpenptFlags;
 
 use crate::support::{Folder, MIB, wait};
 
-const COMMANDS: [&str; 17] = [
-    "create", "info", "check", "repair", "convert", "merge", "reparent", "undo", "serve", "map",
-    "compare", "compact", "resize", "clone", "mount", "unmount", "mounts",
+const COMMANDS: [&str; 18] = [
+    "create",
+    "info",
+    "check",
+    "repair",
+    "convert",
+    "merge",
+    "reparent",
+    "undo",
+    "serve",
+    "map",
+    "compare",
+    "compact",
+    "resize",
+    "clone",
+    "mount",
+    "unmount",
+    "mounts",
+    "completions",
 ];
 
 #[test]
@@ -49,6 +65,8 @@ fn manual_and_completions_are_written() {
             assert!(completions.contains(command), "{shell}: {command}");
         }
     }
+    let said = folder.vhd(&["completions", "bash"]).ends(0);
+    assert_eq!(said.stdout, read("share/completions/vhd.bash"));
     if let Some(said) = folder.other("bash", &["-n", "share/completions/vhd.bash"]) {
         assert_eq!(said.ends(0).stderr, "");
     }

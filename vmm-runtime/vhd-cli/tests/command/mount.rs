@@ -85,6 +85,30 @@ impl Mounts {
         self.unmount(&[name]);
     }
 
+    /// A disk with partitions of Linux, by their starts and lengths.
+    pub(crate) fn partitioned(&self, name: &str, size: u64, partitions: &[(u64, u64)]) {
+        let folder = &self.folder;
+        folder.raw("disk.raw", size, &[]);
+        let image = fs::File::options()
+            .write(true)
+            .open(folder.path("disk.raw"))
+            .unwrap();
+        let mut sector = [0u8; 512];
+        for (entry, (start, len)) in sector[446..510].chunks_exact_mut(16).zip(partitions) {
+            entry[4] = 0x83;
+            entry[8..12].copy_from_slice(&((start / 512) as u32).to_le_bytes());
+            entry[12..].copy_from_slice(&((len / 512) as u32).to_le_bytes());
+        }
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        image.write_all_at(&sector, 0).unwrap();
+        folder
+            .vhd(&[
+                "convert", "--from", "raw", "--to", "dynamic", "disk.raw", name,
+            ])
+            .ends(0);
+        fs::remove_file(folder.path("disk.raw")).unwrap();
+    }
+
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path("mnt").join(name)
     }
@@ -218,25 +242,8 @@ fn partitions_have_devices_of_their_own() {
     }
     let mounts = Mounts::new();
     let folder = &mounts.folder;
-    folder.raw("disk.raw", 32 * MIB, &[]);
-    // Two partitions of Linux, 15 MiB from 1 MiB on, and 16 MiB from 16 MiB on.
-    let image = fs::File::options()
-        .write(true)
-        .open(folder.path("disk.raw"))
-        .unwrap();
-    let mut sector = [0u8; 512];
-    for (at, start, len) in [(446, MIB, 15 * MIB), (462, 16 * MIB, 16 * MIB)] {
-        sector[at + 4] = 0x83;
-        sector[at + 8..at + 12].copy_from_slice(&((start / 512) as u32).to_le_bytes());
-        sector[at + 12..at + 16].copy_from_slice(&((len / 512) as u32).to_le_bytes());
-    }
-    sector[510..].copy_from_slice(&[0x55, 0xaa]);
-    image.write_all_at(&sector, 0).unwrap();
-    folder
-        .vhd(&[
-            "convert", "--from", "raw", "--to", "dynamic", "disk.raw", "disk.vhd",
-        ])
-        .ends(0);
+    let two = [(MIB, 15 * MIB), (16 * MIB, 16 * MIB)];
+    mounts.partitioned("disk.vhd", 32 * MIB, &two);
     let mounted = mounts.mount(&["--direct", "disk.vhd"]);
     let volumes = mounted["volumes"].as_array().unwrap();
     let places: Vec<_> = volumes
@@ -248,7 +255,7 @@ fn partitions_have_devices_of_their_own() {
             )
         })
         .collect();
-    assert_eq!(places, [(MIB, 15 * MIB), (16 * MIB, 16 * MIB)]);
+    assert_eq!(places, two);
     let second = volumes[1]["device"].as_str().unwrap();
     assert_ne!(second, mounted["device"].as_str().unwrap());
     folder
@@ -261,9 +268,15 @@ fn partitions_have_devices_of_their_own() {
     folder.other("umount", &["mnt"]).unwrap().ends(0);
     refused.fails(3, &[second, "is mounted, or otherwise in use"]);
     mounts.unmount(&["disk.vhd"]);
-    folder
-        .vhd(&["mount", "disk.vhd", "mnt"])
-        .fails(1, &["2 volumes", "--partition"]);
+    folder.vhd(&["mount", "disk.vhd", "mnt"]).fails(
+        1,
+        &[
+            "2 volumes",
+            "--partition",
+            "1: unknown, 15 MiB",
+            "2: ext4, 16 MiB",
+        ],
+    );
     folder
         .vhd(&["mount", "--partition", "3", "disk.vhd", "mnt"])
         .fails(1, &["no such partition"]);
@@ -273,7 +286,7 @@ fn partitions_have_devices_of_their_own() {
         .fails(6, &["mount"]);
     // Nothing is left of those.
     assert_eq!(folder.json(&["mounts"]), json!([]));
-    assert_eq!(folder.names(), ["disk.raw", "disk.vhd", "mnt", "paddock"]);
+    assert_eq!(folder.names(), ["disk.vhd", "mnt", "paddock"]);
     let mounted = mounts.mount(&["--partition", "2", "disk.vhd", "mnt"]);
     assert_eq!(mounted["volumes"][1]["folder"], json!(folder.path("mnt")));
     assert!(mounts.file("lost+found").exists());
@@ -333,7 +346,8 @@ fn what_was_synced_outlives_the_server() {
     folder.vhd(&["check", "disk.vhd"]).ends(0);
 }
 
-fn kill_server(mounts: &Mounts, mounted: &Value) {
+/// Kills the process that serves what is mounted.
+pub(crate) fn kill_server(mounts: &Mounts, mounted: &Value) {
     let image = Path::new(mounted["image"].as_str().unwrap());
     let server = server_of(image.parent().unwrap().parent().unwrap());
     rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();

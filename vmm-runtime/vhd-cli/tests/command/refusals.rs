@@ -11,6 +11,25 @@ fn wrong_use_ends_with_1() {
     folder.vhd(&["--version"]).ends(0);
     folder.vhd(&[]).fails(1, &["Usage"]);
     folder.vhd(&["frobnicate"]).fails(1, &["frobnicate"]);
+    let said = folder.vhd(&["frobnicate", "--json"]).ends(1);
+    let told: serde_json::Value = serde_json::from_str(&said.stderr).unwrap();
+    assert_eq!(
+        (&told["kind"], &told["exitCode"]),
+        (&"wrongUse".into(), &1.into())
+    );
+    assert!(
+        told["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("unrecognized subcommand 'frobnicate'"),
+        "{told}"
+    );
+    // What has nothing to replace.
+    for command in ["compact", "merge"] {
+        folder
+            .vhd(&[command, "--force", "disk.vhd"])
+            .fails(1, &["--into <NEW>"]);
+    }
     folder
         .vhd(&["info", "none.vhd"])
         .fails(1, &["vhd: none.vhd: there is no such file"]);

@@ -1,6 +1,6 @@
 //! serve.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Child;
 
@@ -137,6 +137,77 @@ fn a_raw_image_is_served_when_it_is_called_one() {
         assert_eq!(said.ends(0).json()["virtual-size"], 8 * MIB);
     }
     stop(server);
+}
+
+#[test]
+fn a_raw_image_that_another_has_is_not_served() {
+    let folder = Folder::new();
+    folder.raw("disk.raw", 8 * MIB, &[(MIB, 1)]);
+    let raw = ["serve", "--socket", "other", "--from", "raw"];
+    let convert = ["convert", "--from", "raw", "--to", "dynamic"];
+    let (server, _) = serve(&folder, &["--from", "raw", "disk.raw"]);
+    folder
+        .vhd(&[&convert[..], &["disk.raw", "new.vhd"]].concat())
+        .fails(3, &["in use"]);
+    let write = ["-f", "raw", "-c", "write 0 4k", "disk.raw"];
+    let refused = folder.other("qemu-io", &write);
+    stop(server);
+    if let Some(said) = refused {
+        assert!(said.stderr.contains("Failed to get"), "{said:?}");
+        // And the other way around.
+        let mut qemu = std::process::Command::new("qemu-io")
+            .args(["-f", "raw", "disk.raw"])
+            .current_dir(folder.path(""))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It asks when it has the image.
+        qemu.stdout
+            .as_mut()
+            .unwrap()
+            .read_exact(&mut [0; 8])
+            .unwrap();
+        folder
+            .vhd(&[&raw[..], &["disk.raw"]].concat())
+            .fails(3, &["QEMU"]);
+        qemu.kill().unwrap();
+        qemu.wait().unwrap();
+    }
+    assert_eq!(folder.names(), ["disk.raw"]);
+    // A disk is a disk, and has a disk's lock.
+    folder.disk("disk.vhd");
+    let (server, _) = serve(&folder, &["disk.vhd"]);
+    folder
+        .vhd(&[&raw[..], &["disk.vhd"]].concat())
+        .fails(3, &[&format!("process {}", server.id())]);
+    stop(server);
+    folder
+        .vhd(&[&raw[..], &["disk.vhd"]].concat())
+        .fails(1, &["disk.vhd: ", "a VHD"]);
+}
+
+#[test]
+fn a_port_that_was_chosen_is_told_though_quiet_and_so_is_what_fails() {
+    let folder = Folder::new();
+    folder.disk("disk.vhd");
+    let arguments = ["--quiet", "serve", "--listen", "127.0.0.1:0", "disk.vhd"];
+    let mut server = folder.command(&arguments).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let (_, uri) = line.trim_end().split_once(" at nbd://").unwrap();
+    let address = uri.strip_suffix("/disk").unwrap();
+    // Someone who doesn't speak the protocol.
+    let mut client = std::net::TcpStream::connect(address).unwrap();
+    client.write_all(&[0xff; 64]).unwrap();
+    let _ = client.read_to_end(&mut Vec::new());
+    signal(&server, rustix::process::Signal::INT);
+    let said = server.wait_with_output().unwrap();
+    assert_eq!(said.status.code(), Some(0));
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(said.contains("WARN a connection ended"), "{said}");
 }
 
 #[test]

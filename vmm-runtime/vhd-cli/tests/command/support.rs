@@ -71,7 +71,7 @@ impl Folder {
         command
             .args(arguments)
             .current_dir(self.dir.path())
-            .env("XDG_RUNTIME_DIR", self.dir.path())
+            .env("PADDOCK_VHD_RUN", self.dir.path())
             .env("TMPDIR", self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
