@@ -246,7 +246,7 @@ fn look_for_free_space(
         Err(_) if meter.is_cancelled() => return Err(Failure::cancelled()),
         Ok(report) => report,
         Err(error @ paddock_free_space::WalkError::Read { .. }) => {
-            return Err(Failure::new(Exit::Other, error.to_string()));
+            return Err(Failure::new(Exit::System, error.to_string()));
         }
         Err(error) => {
             let whole = Volume {
