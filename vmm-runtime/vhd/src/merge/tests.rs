@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::merge_images;
+use super::record::State;
+use super::{Child, ENDED, MergeOptions, Record, merge, merge_images};
 use crate::block::BlockDevice;
 use crate::gate::Gate;
 use crate::image::random::Random;
 use crate::image::sample::{Sample, foreign_child, foreign_disk, open_parents};
 use crate::image::{Absent, Dynamic, Image, Mutant, Tuning, open, recognise};
+use crate::pool::Pool;
 use crate::storage::Backing;
 use crate::storage::fault::{Crashes, Fault, FaultStorage};
 use crate::survey::{crash_points, survey_seeds};
+use crate::{Access, ChildOptions, CreateOptions, DiskSize, DiskType, Vhd};
 
 const SIZE: u64 = 16 * 8192 - 3 * 512;
 
@@ -141,4 +144,44 @@ fn mutants_of_the_merge_are_caught() {
         let how = caught.unwrap_or_else(|| panic!("{mutant:?} was not caught"));
         println!("{mutant:?}: {how}");
     }
+}
+
+/// What a crash leaves just before the child is removed.
+#[test]
+fn the_record_says_that_the_parent_has_all_before_the_child_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = Pool::open(dir.path()).unwrap();
+    let size = DiskSize::from_bytes(4 << 20).unwrap();
+    let create = CreateOptions::new(DiskType::Dynamic, size);
+    let base = Vhd::create(&pool, "base.vhd", &create).unwrap();
+    base.close().unwrap();
+    let options = ChildOptions::new();
+    let child = Vhd::create_child(&pool, "child.vhd", &pool, "base.vhd", &options).unwrap();
+    child.write_at(&[7; 5000], 77).unwrap();
+    child.close().unwrap();
+    let rel = Path::new("child.vhd");
+    let place = || pool.place(rel).unwrap();
+    let child = Child::lock(&pool, rel, place()).unwrap();
+    let id = child.id;
+    let (gate, options) = (Gate::open(), MergeOptions::default());
+    let parent = child.find_parent(gate.clone(), &options).unwrap();
+    let mut begun = 0;
+    let mut look = |_| {
+        let record = Record::read(&place()).unwrap().unwrap();
+        assert!(record.child == id && record.state == State::Begun);
+        begun += 1;
+        ControlFlow::Continue(())
+    };
+    let merged = child.run(&parent, &gate, false, &mut look).unwrap();
+    assert!(begun > 0 && merged == 5120);
+    assert!(Record::read(&place()).unwrap().unwrap().is_done_of(id));
+    drop((child, parent));
+    let mut go_on = |_| ControlFlow::Continue(());
+    let report = merge(&pool, rel, gate, &options, &mut go_on).unwrap();
+    assert_eq!(report, ENDED);
+    let base = Vhd::open(&pool, "base.vhd", Access::ReadOnly, Gate::open()).unwrap();
+    let mut found = [0; 5000];
+    base.read_at(&mut found, 77).unwrap();
+    assert_eq!(found, [7; 5000]);
+    assert!(!dir.path().join("child.vhd").exists());
 }
