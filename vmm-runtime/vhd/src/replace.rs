@@ -4,10 +4,8 @@ use std::path::Path;
 
 use crate::error::OpenError;
 use crate::lock::{self, Mode};
-use crate::merge;
 use crate::pool::Pool;
-use crate::repair;
-use crate::resize;
+use crate::sidefile;
 
 /// Gives the file `new` the name of the file `old` in the same folder, if
 /// nobody has the old one open; that one is gone then. `new` is complete and
@@ -26,9 +24,7 @@ pub fn replace(pool: &Pool, new: impl AsRef<Path>, old: impl AsRef<Path>) -> Res
         .map_err(|error| OpenError::from_lock(old, error))?;
     new.replace(&place)?;
     place.sync_folder()?;
-    resize::fixed::forget(&place)?;
-    repair::journal::forget(&place)?;
-    merge::marker::forget(&place)?;
+    sidefile::forget_all(&place)?;
     sidecar.remove()?;
     Ok(())
 }
