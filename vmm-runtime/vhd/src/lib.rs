@@ -63,6 +63,9 @@ mod repair;
 mod reparent;
 mod resize;
 mod size;
+#[cfg(test)]
+#[path = "../tests/skipped/mod.rs"]
+mod skipped;
 mod storage;
 #[cfg(test)]
 mod survey;

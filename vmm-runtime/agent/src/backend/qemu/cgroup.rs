@@ -293,7 +293,7 @@ mod tests {
         let cgroups = match Cgroups::find() {
             Ok(cgroups) => cgroups,
             Err(error) => {
-                eprintln!("skipped: {error}");
+                crate::skipped::skipped(error);
                 return;
             }
         };
@@ -301,7 +301,7 @@ mod tests {
         let folder = match cgroups.make(&uid, "run") {
             Ok(folder) => folder,
             Err(error) => {
-                eprintln!("skipped: {error}");
+                crate::skipped::skipped(error);
                 return;
             }
         };
