@@ -43,6 +43,8 @@ mod copying;
 mod create;
 mod dependents;
 mod error;
+#[cfg(test)]
+mod folder_tests;
 mod format;
 #[cfg(fuzzing)]
 #[doc(hidden)]

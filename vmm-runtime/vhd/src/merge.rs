@@ -208,9 +208,7 @@ pub fn merge(
     }
     // A record without a merge would hide a later change of the parent.
     gate.enter().map(drop).map_err(&to_parent)?;
-    if !resumed {
-        write_record(&record, child_id, link.unique_id)?;
-    }
+    write_record(&record, child_id, link.unique_id, resumed)?;
     let mut marker = Marker::set(&parent_place, child_id)?;
     let merged = merge_images(
         &child,
@@ -350,12 +348,24 @@ fn read_record(place: &Place) -> Result<Option<(Uuid, Uuid)>, PoolError> {
     Ok(ids())
 }
 
-fn write_record(place: &Place, child: Uuid, parent: Uuid) -> Result<(), OperationError> {
-    match place.unlink() {
-        Ok(()) | Err(PoolError::NotFound { .. }) => {}
-        Err(error) => return Err(error.into()),
+/// Puts a record there, durably. `again`: it is there already, perhaps in the
+/// page cache alone, if its sync failed. So it is written once more, and not
+/// taken away in between: the parent may have been written to.
+fn write_record(
+    place: &Place,
+    child: Uuid,
+    parent: Uuid,
+    again: bool,
+) -> Result<(), OperationError> {
+    let mut flags = OFlags::RDWR;
+    if !again {
+        match place.unlink() {
+            Ok(()) | Err(PoolError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        flags |= OFlags::CREATE | OFlags::EXCL;
     }
-    let file = File::from(place.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?);
+    let file = File::from(place.open(flags)?);
     let text = format!("{MARK}\nchild {child}\nparent {parent}\nend\n");
     file.write_all_at(text.as_bytes(), 0)
         .and_then(|()| file.sync_all())

@@ -53,6 +53,7 @@ pub fn reparent(
     let name = rel.to_string_lossy();
     let backing = Backing::new(Box::new(FileStorage::new(file)), Gate::open(), &name);
     let bad = |refusal: Refusal| OpenError::from_refusal(rel, refusal);
+    backing.read_afresh().map_err(OperationError::io(rel))?;
     let found = recognise(&backing, Tuning::default()).map_err(bad)?;
     let Some(link) = chain::read_link(&backing, &found).map_err(bad)? else {
         return Err(OperationError::Refused {

@@ -155,9 +155,11 @@ impl Disk {
         let (file, lock) = lock::open_locked(&place, Mode::Exclusive)
             .map_err(|error| OpenError::from_lock(rel, error))?;
         let storage = Box::new(FileStorage::new(File::from(file)));
+        let backing = Backing::new(storage, Gate::open(), &rel.to_string_lossy());
+        backing.read_afresh().map_err(OperationError::io(rel))?;
         Ok(Disk {
             place,
-            backing: Backing::new(storage, Gate::open(), &rel.to_string_lossy()),
+            backing,
             _lock: lock,
         })
     }
