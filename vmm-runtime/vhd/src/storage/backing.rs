@@ -185,6 +185,10 @@ impl Backing {
     /// table, say, that nobody would write again because it is there. What can
     /// be synced is, and the rest is forgotten.
     pub(crate) fn read_afresh(&self) -> Result<(), IoError> {
+        if !self.gate.is_open() {
+            // It stays closed: nothing will be written.
+            return Ok(());
+        }
         self.sync()?;
         self.storage
             .drop_cache()
