@@ -32,8 +32,8 @@ test-e2e: ## Only the end-to-end tests (NAME=part of a test's name)
 	@e2e/test.sh e2e $(NAME)
 
 .PHONY: test-long
-test-long: ## As test, with 100,000 crashes, a million steps of the model and ten minutes of each fuzz target
-	@PADDOCK_CRASH_POINTS=100000 PADDOCK_MODEL_STEPS=1000000 PADDOCK_FUZZ_SECONDS=600 e2e/test.sh all
+test-long: ## As test, with 100,000 crashes, two million steps of the model and ten minutes of each fuzz target
+	@PADDOCK_CRASH_POINTS=100000 PADDOCK_MODEL_STEPS=2000000 PADDOCK_FUZZ_SECONDS=600 e2e/test.sh all
 
 .PHONY: fuzz
 fuzz: ## Run every fuzz target (SECONDS=20 each)

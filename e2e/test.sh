@@ -44,7 +44,8 @@ awk -v status="$status" '
   /^test result: / { passed += $4; failed += $6; skipped += $8 }
   /^e2e: [0-9]+ passed, / { passed += $2; failed += $4; skipped += $6 }
   /^fuzz: [0-9]+ targets, / { passed += $2 - $4; failed += $4 }
-  /^skipped: / { skipped += 1 }
+  # Behind the name of its test where the tests run one by one.
+  /^(test .* \.\.\. )?skipped: / { skipped += 1 }
   END {
     if (status != 0 && failed == 0) failed = 1
     printf "total: %d passed, %d failed, %d skipped\n", passed, failed, skipped

@@ -20,4 +20,6 @@ pub mod metrics;
 pub mod run;
 pub mod serve;
 pub mod session;
+#[cfg(test)]
+mod skipped;
 pub mod task;

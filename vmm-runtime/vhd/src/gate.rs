@@ -130,6 +130,13 @@ fn expired(deadline: u64) -> bool {
 #[derive(Debug)]
 pub(crate) struct HeldPass(Gate);
 
+impl HeldPass {
+    /// The gate that was passed.
+    pub(crate) fn gate(&self) -> Gate {
+        self.0.clone()
+    }
+}
+
 impl Drop for HeldPass {
     fn drop(&mut self) {
         self.0.0.passing.fetch_sub(1, Ordering::SeqCst);

@@ -43,6 +43,8 @@ mod convert;
 mod copying;
 mod create;
 mod error;
+#[cfg(test)]
+mod folder_tests;
 mod format;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -71,6 +73,9 @@ mod sidefile;
 mod size;
 #[cfg(test)]
 mod space_tests;
+#[cfg(test)]
+#[path = "../tests/skipped/mod.rs"]
+mod skipped;
 mod storage;
 #[cfg(test)]
 mod survey;

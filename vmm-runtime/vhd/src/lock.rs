@@ -107,6 +107,11 @@ impl Drop for Sidecar {
 impl Sidecar {
     /// Takes the lock for the disk `disk`, or fails at once.
     pub(crate) fn acquire(disk: &Place, mode: Mode) -> Result<Sidecar, LockError> {
+        Sidecar::acquire_gated(disk, mode, &Gate::open())
+    }
+
+    /// The same; what is noted in the lock's file passes the gate.
+    fn acquire_gated(disk: &Place, mode: Mode, gate: &Gate) -> Result<Sidecar, LockError> {
         let place = disk.with_suffix(".lock")?;
         // Another round when the file was removed (with its disk) between
         // opening and locking it; each needs another remover.
@@ -131,7 +136,9 @@ impl Sidecar {
                 Ok(_) | Err(PoolError::NotFound { .. }) => continue,
                 Err(error) => return Err(error.into()),
             }
-            if mode == Mode::Exclusive {
+            if mode == Mode::Exclusive
+                && let Ok(_pass) = gate.enter()
+            {
                 note_holder(&file);
             }
             return Ok(Sidecar {
@@ -564,16 +571,17 @@ fn conflict(file: BorrowedFd<'_>, start: i64, len: i64) -> io::Result<Option<Acc
 
 /// Opens the disk `place` under both of its locks, unless another host has it.
 pub(crate) fn open_locked(place: &Place, mode: Mode) -> Result<(OwnedFd, Sidecar), LockError> {
-    open_owned(place, mode, None)
+    open_owned(place, mode, &Gate::open(), None)
 }
 
 /// As [`open_locked`], as `owner`. Who opens it exclusively is on record as
-/// the one who has it, until [`Sidecar::release`]; what is written there
-/// passes the gate.
+/// the one who has it, until [`Sidecar::release`]. What is written to the lock
+/// file passes the gate.
 pub(crate) fn open_owned(
     place: &Place,
     mode: Mode,
-    owner: Option<(&LockOwner, &Gate)>,
+    gate: &Gate,
+    owner: Option<&LockOwner>,
 ) -> Result<(OwnedFd, Sidecar), LockError> {
     let flags = match mode {
         Mode::Shared => OFlags::RDONLY,
@@ -581,8 +589,8 @@ pub(crate) fn open_owned(
     };
     // Looked for first: a disk that isn't there gets no lock file.
     place.identity()?;
-    let mut sidecar = Sidecar::acquire(place, mode)?;
-    let record = sidecar.check(owner.map(|(owner, _)| owner))?;
+    let mut sidecar = Sidecar::acquire_gated(place, mode, gate)?;
+    let record = sidecar.check(owner)?;
     let file = match place.open(flags) {
         Ok(file) => file,
         Err(error) => {
@@ -594,7 +602,7 @@ pub(crate) fn open_owned(
         }
     };
     sidecar.lock_file(file.as_fd(), mode)?;
-    if let (Mode::Exclusive, Some((owner, gate))) = (mode, owner) {
+    if let (Mode::Exclusive, Some(owner)) = (mode, owner) {
         sidecar.take(record.as_ref(), owner, gate)?;
     }
     Ok((file, sidecar))
@@ -641,6 +649,20 @@ mod tests {
         ));
         drop(writer);
         open_locked(&place, Mode::Exclusive).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_noted_past_a_closed_gate() {
+        let (dir, place) = disk();
+        let gate = Gate::open();
+        gate.close();
+        let writer = open_owned(&place, Mode::Exclusive, &gate, None).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("disk.lock")).unwrap(), b"");
+        // Locked all the same.
+        assert!(open_locked(&place, Mode::Shared).is_err());
+        drop(writer);
+        open_locked(&place, Mode::Exclusive).unwrap();
+        assert_ne!(std::fs::read(dir.path().join("disk.lock")).unwrap(), b"");
     }
 
     #[test]

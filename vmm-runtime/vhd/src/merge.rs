@@ -316,7 +316,9 @@ impl<'a> Child<'a> {
             child: self.id,
             parent: self.link.unique_id,
         };
-        if !resumed {
+        if resumed {
+            record.confirm(&self.place)?;
+        } else {
             record.write(&self.place)?;
         }
         let mut marker = Marker::set(&parent.place, self.id)?;

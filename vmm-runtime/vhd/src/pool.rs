@@ -257,8 +257,12 @@ impl Place {
     pub(crate) fn open(&self, flags: OFlags) -> Result<OwnedFd, PoolError> {
         // NONBLOCK: opening a FIFO must not wait for its other end.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        let fd = rustix::fs::openat(&self.folder, &self.name, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| from_errno(&self.rel, "open the file", error))?;
+        let open = || rustix::fs::openat(&self.folder, &self.name, flags, Mode::RUSR | Mode::WUSR);
+        let fd = match flags.contains(OFlags::CREATE) {
+            true => step(&self.folder, Step::Create(&self.name), open),
+            false => open(),
+        };
+        let fd = fd.map_err(|error| from_errno(&self.rel, "open the file", error))?;
         let stat = rustix::fs::fstat(&fd)
             .map_err(|error| from_errno(&self.rel, "look at the file", error))?;
         match kind_name(FileType::from_raw_mode(stat.st_mode)) {
@@ -304,7 +308,9 @@ impl Place {
     /// Refused when that name is taken.
     pub(crate) fn rename_to(&self, to: &Place) -> Result<(), RenameError> {
         let flags = rustix::fs::RenameFlags::NOREPLACE;
-        match rustix::fs::renameat_with(&self.folder, &self.name, &to.folder, &to.name, flags) {
+        match step(&self.folder, Step::Move(&self.name, &to.name), || {
+            rustix::fs::renameat_with(&self.folder, &self.name, &to.folder, &to.name, flags)
+        }) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Err(RenameError::Taken),
             // A file system without renameat2 (NFS): a hard link doesn't
@@ -343,14 +349,18 @@ impl Place {
     /// Gives the file of this name the name `to` in the same folder, in the
     /// place of what has that name. Durable once the folder is synced.
     pub(crate) fn replace(&self, to: &Place) -> Result<(), PoolError> {
-        rustix::fs::renameat(&self.folder, &self.name, &to.folder, &to.name)
-            .map_err(|error| from_errno(&to.rel, "replace the file", error))
+        step(&self.folder, Step::Move(&self.name, &to.name), || {
+            rustix::fs::renameat(&self.folder, &self.name, &to.folder, &to.name)
+        })
+        .map_err(|error| from_errno(&to.rel, "replace the file", error))
     }
 
     /// Takes the name away.
     pub(crate) fn unlink(&self) -> Result<(), PoolError> {
-        rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty())
-            .map_err(|error| from_errno(&self.rel, "remove the file", error))
+        step(&self.folder, Step::Remove(&self.name), || {
+            rustix::fs::unlinkat(&self.folder, &self.name, AtFlags::empty())
+        })
+        .map_err(|error| from_errno(&self.rel, "remove the file", error))
     }
 
     /// Makes names that were given or taken in the folder durable.
@@ -419,7 +429,34 @@ fn space(fd: BorrowedFd<'_>) -> rustix::io::Result<PoolSpace> {
 }
 
 fn sync_folder(folder: &OwnedFd) -> rustix::io::Result<()> {
-    rustix::fs::fsync(folder)
+    step(folder, Step::Sync, || rustix::fs::fsync(folder))
+}
+
+/// What happens to the names in a folder.
+#[derive(Debug)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) enum Step<'a> {
+    /// A file of this name is created.
+    Create(&'a OsStr),
+    /// The name goes.
+    Remove(&'a OsStr),
+    /// The first name goes, and the second stands for its file.
+    Move(&'a OsStr, &'a OsStr),
+    /// What happened is made durable.
+    Sync,
+}
+
+/// Does something to the names in a folder. Tests watch that.
+fn step<T>(
+    folder: &OwnedFd,
+    step: Step<'_>,
+    call: impl FnOnce() -> rustix::io::Result<T>,
+) -> rustix::io::Result<T> {
+    #[cfg(test)]
+    let call = || crate::storage::trace::step(folder, step, call);
+    #[cfg(not(test))]
+    let _ = (folder, step);
+    call()
 }
 
 /// What a thing is that is not a regular file.

@@ -57,6 +57,7 @@ pub fn reparent(
     let backing = Backing::read_only(again(rel, &file)?, rel);
     repair::refuse_cut_off(&place, &backing)?;
     let bad = |refusal: Refusal| OpenError::from_refusal(rel, refusal);
+    backing.read_afresh().map_err(OperationError::io(rel))?;
     let found = recognise(&backing, Tuning::default()).map_err(bad)?;
     let refused = |reason: String| OperationError::Refused {
         path: rel.to_owned(),

@@ -78,7 +78,7 @@ pub fn resize(
 ) -> Result<ResizeReport, OperationError> {
     let rel = rel.as_ref();
     let place = pool.place(rel)?;
-    let (file, _lock) = lock::open_locked(&place, Mode::Exclusive)
+    let (file, _lock) = lock::open_owned(&place, Mode::Exclusive, &gate, None)
         .map_err(|error| OpenError::from_lock(rel, error))?;
     let disk = Disk {
         pool,
@@ -89,6 +89,7 @@ pub fn resize(
     };
     let bad = |refusal: Refusal| OpenError::from_refusal(rel, refusal);
     let backing = disk.backing()?;
+    backing.read_afresh().map_err(OperationError::io(rel))?;
     fixed::settle(&disk.place, &backing).map_err(bad)?;
     let found = recognise(&backing, Tuning::default()).map_err(bad)?;
     let (old_size, new_size) = (found.footer.current_size, options.size.bytes());
@@ -253,7 +254,7 @@ impl Disk<'_> {
         let grown = new_size.saturating_sub(found.footer.current_size);
         self.refuse_without_space(grown)?;
         self.gate.enter().map(drop).map_err(&io)?;
-        let reserved = match fixed::reserve(&self.file, record.new_len()) {
+        let reserved = match fixed::reserve(&self.file, record.new_len(), &self.gate) {
             Ok(reserved) => reserved,
             Err(source) if source.kind() == std::io::ErrorKind::StorageFull => {
                 let have = self.place.space()?.available;

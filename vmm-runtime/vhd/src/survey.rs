@@ -1,28 +1,73 @@
 //! How many crashes the tests look at, and one way to do it for a change of a
 //! file that must be there as a whole or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::image::random::Random;
-use crate::storage::fault::{Crashes, Fault, FaultStorage};
+use crate::storage::fault::{Crashes, FaultStorage};
 
 /// How many crash points all tests together look at. `PADDOCK_CRASH_POINTS`
 /// asks for another number.
 const USUAL: usize = 5000;
 
-/// How many of them are a test's that has a share of so many thousandths. The
-/// shares: reads, writes, discards and flushes 600, resizing 200, merging 80,
-/// reconnecting, repairing and compacting 40 each.
-pub(crate) fn crash_points(share: usize) -> usize {
+/// The tests that look at crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Reads, writes, discards and flushes, where some calls fail.
+    Requests,
+    /// The same, where each call in turn fails.
+    Failures,
+    /// The same of two threads.
+    Threads,
+    /// Resizing dynamic and differencing disks.
+    ResizeSparse,
+    /// Resizing fixed disks.
+    ResizeFixed,
+    /// What a merge writes to the parent.
+    Merge,
+    Reparent,
+    Repair,
+    /// What a compaction writes to the new file.
+    Compact,
+    /// Whole operations, with the names that they give and take.
+    Folders,
+}
+
+/// How many thousandths of all crash points each of them looks at.
+const SHARES: [(Part, usize); 10] = [
+    (Part::Requests, 400),
+    (Part::Failures, 150),
+    (Part::Threads, 60),
+    (Part::ResizeSparse, 120),
+    (Part::ResizeFixed, 70),
+    (Part::Merge, 60),
+    (Part::Reparent, 30),
+    (Part::Repair, 30),
+    (Part::Compact, 30),
+    (Part::Folders, 50),
+];
+
+/// How many crash points a part looks at.
+pub(crate) fn crash_points(part: Part) -> usize {
     let asked = std::env::var("PADDOCK_CRASH_POINTS").ok();
     let all = asked.map_or(USUAL, |number| number.parse().expect("a number"));
-    (all * share).div_ceil(1000)
+    let share = SHARES.iter().find(|(of, _)| *of == part);
+    (all * share.expect("a share").1).div_ceil(1000)
+}
+
+#[test]
+fn the_shares_are_all_there_is() {
+    assert_eq!(SHARES.iter().map(|(_, share)| share).sum::<usize>(), 1000);
+    let parts = SHARES.map(|(part, _)| format!("{part:?}"));
+    assert_eq!(BTreeSet::from(parts).len(), SHARES.len());
+    let of_each: usize = SHARES.iter().map(|(part, _)| crash_points(*part)).sum();
+    assert!(of_each >= USUAL || std::env::var("PADDOCK_CRASH_POINTS").is_ok());
 }
 
 /// Calls `run` with one seed after the other until together they have looked
-/// at the share's crash points; returns their number.
-pub(crate) fn survey_seeds(share: usize, mut run: impl FnMut(u64) -> usize) -> usize {
-    let wanted = crash_points(share);
+/// at the part's crash points; returns their number.
+pub(crate) fn survey_seeds(part: Part, mut run: impl FnMut(u64) -> usize) -> usize {
+    let wanted = crash_points(part);
     let (mut points, mut seed) = (0, 0);
     while points < wanted {
         points += run(seed);
@@ -32,7 +77,7 @@ pub(crate) fn survey_seeds(share: usize, mut run: impl FnMut(u64) -> usize) -> u
             "the seeds have no crash points"
         );
     }
-    println!("{points} crash points of {seed} seeds");
+    println!("{part:?}: {points} crash points of {seed} seeds");
     points
 }
 
@@ -76,19 +121,16 @@ pub(crate) fn survey(
         }
         points += 1;
     }
-    for call in 0..log.len() as u64 {
-        for fault in [Fault::Io, Fault::NoSpace] {
-            let at = |what| format!("seed {seed}, {fault:?} at call {call}: {what}");
-            let storage = FaultStorage::new(base.to_vec(), BTreeMap::from([(call, fault)]));
-            if change(&storage).is_ok() {
-                return Err(at("the failure was not told".to_owned()));
-            }
-            look(storage.bytes(), &mut random).map_err(at)?;
-            let log = storage.log();
-            let mut crashes = Crashes::new(base.to_vec(), &log);
-            look(crashes.at(log.len(), &mut random), &mut random).map_err(at)?;
-            points += 1;
+    for (which, storage) in storage.each_failing(base) {
+        let at = |what| format!("seed {seed}, {which}: {what}");
+        if change(&storage).is_ok() {
+            return Err(at("the failure was not told".to_owned()));
         }
+        look(storage.bytes(), &mut random).map_err(at)?;
+        let log = storage.log();
+        let mut crashes = Crashes::new(base.to_vec(), &log);
+        look(crashes.at(log.len(), &mut random), &mut random).map_err(at)?;
+        points += 1;
     }
     Ok(points)
 }
@@ -107,6 +149,7 @@ fn every_mutant_is_in_a_test() {
     assert!(mutants.len() >= 18, "{mutants:?}");
     let tests = [
         include_str!("image/crash_tests.rs"),
+        include_str!("image/crash_tests/trim.rs"),
         include_str!("merge/tests.rs"),
         include_str!("reparent/tests.rs"),
         include_str!("repair/tests.rs"),

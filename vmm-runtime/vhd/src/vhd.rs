@@ -333,8 +333,8 @@ impl Opened {
             Access::ReadWrite => Mode::Exclusive,
         };
         let place = pool.place(rel)?;
-        let owner = options.owner.as_ref().map(|owner| (owner, &options.gate));
-        let (file, mut lock) = lock::open_owned(&place, mode, owner)
+        let (gate, owner) = (&options.gate, options.owner.as_ref());
+        let (file, mut lock) = lock::open_owned(&place, mode, gate, owner)
             .map_err(|error| OpenError::from_lock(rel, error))?;
         match Contents::open(pool, &place, options, file.into()) {
             Ok(Contents {
@@ -411,7 +411,7 @@ impl Contents {
             })?),
         };
         let storage: Box<dyn Storage> = if direct {
-            let opened = DirectStorage::new(file);
+            let opened = DirectStorage::new(file, gate.clone());
             Box::new(opened.map_err(|source| OpenError::Io {
                 path: rel.to_owned(),
                 operation: "open past the page cache",
@@ -422,6 +422,10 @@ impl Contents {
         };
         let backing = Backing::new(storage, gate.clone(), &rel.to_string_lossy());
         let refused = |refusal| OpenError::from_refusal(rel, refusal);
+        if access == Access::ReadWrite {
+            let afresh = backing.read_afresh();
+            afresh.map_err(|error| refused(error.into()))?;
+        }
         // A resize may have been cut off, or a repair.
         let found = match access {
             Access::ReadOnly => resize::fixed::recognise_at(place, &backing),

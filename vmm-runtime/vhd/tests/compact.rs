@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // In the functions that tests share, too.
 
+mod skipped;
+
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use paddock_vhd::{
     OperationError, ParentSearch, Pool, Progress, Vhd, check, children, clone_disk, compact,
     import_linked, inspect, link, repair_in_place,
 };
+
+use skipped::skipped;
 
 const MIB: u64 = 1 << 20;
 
@@ -761,7 +765,7 @@ fn a_clone_shares_its_space_where_the_file_system_can() {
     let mount = match Mount::xfs() {
         Ok(mount) => mount,
         Err(why) => {
-            println!("skipped: no file system with reflinks: {why}");
+            skipped(format_args!("no file system with reflinks: {why}"));
             return;
         }
     };
@@ -879,7 +883,7 @@ fn a_physical_disk_is_imported_while_nobody_uses_it() {
     let disk = match Loop::new() {
         Ok(disk) => disk,
         Err(why) => {
-            println!("skipped: no loop devices: {why}");
+            skipped(format_args!("no loop devices: {why}"));
             return;
         }
     };

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)] // In the functions that tests share, too.
 
+mod skipped;
+
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
@@ -14,6 +16,8 @@ use paddock_vhd::{
     Progress, Vhd, import_raw, inspect, remove,
 };
 use sha2::{Digest, Sha256};
+
+use skipped::skipped;
 
 const MIB: u64 = 1 << 20;
 
@@ -172,7 +176,7 @@ fn too_little_space_is_said_before_anything_is_made() {
     let have = folder.pool.space().unwrap().available;
     let size = DiskSize::MAX;
     if have > size.bytes() {
-        println!("skipped: the file system has more than 2040 GiB left");
+        skipped("the file system has more than 2040 GiB left");
         return;
     }
     let error = Vhd::create(

@@ -1,6 +1,8 @@
 //! Random sequences of all operations on families of disks, compared with
-//! vectors of bytes. `PADDOCK_MODEL_STEPS` asks for another number of steps than
-//! 40,000, of which a hundredth are those: each looks at all disks of a family.
+//! vectors of bytes: a hundredth as many steps as there are requests to disks in
+//! the crate's own tests, and on top of those, since each looks at all disks of a
+//! family. `PADDOCK_MODEL_STEPS` asks for another number than 40,000 of those
+//! requests, and so than 400 of these steps.
 
 #![allow(clippy::unwrap_used)] // In the functions that tests share, too.
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // In the functions that tests share, too.
 
+mod skipped;
+
 use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
@@ -17,6 +19,8 @@ use paddock_vhd::{
     inspect, resize,
 };
 
+use skipped::skipped;
+
 const MIB: u64 = 1 << 20;
 
 /// Runs a program, or says that it isn't there.
@@ -24,7 +28,7 @@ fn run(program: &str, args: &[&str]) -> Option<Output> {
     match Command::new(program).args(args).output() {
         Ok(output) => Some(output),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            println!("skipped: {program} is not installed");
+            skipped(format_args!("{program} is not installed"));
             None
         }
         Err(error) => panic!("{program}: {error}"),
@@ -289,7 +293,7 @@ fn libvhdi_reads(dir: &tempfile::TempDir) -> Option<Vec<u8>> {
     };
     let _ = Command::new("umount").arg(mount).output();
     if bytes.is_none() {
-        println!("skipped: vhdimount can't mount here");
+        skipped("vhdimount can't mount here");
     }
     bytes
 }
@@ -390,7 +394,7 @@ fn we_refuse_what_qemu_has_open() {
         let mut qemu = match command.spawn() {
             Ok(qemu) => qemu,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                println!("skipped: qemu-io is not installed");
+                skipped("qemu-io is not installed");
                 return;
             }
             Err(error) => panic!("{error}"),

@@ -23,4 +23,7 @@ pub mod qmp;
 mod resources;
 pub mod run_directory;
 mod server;
+#[cfg(test)]
+#[path = "../tests/skipped/mod.rs"]
+mod skipped;
 pub mod supervisor;

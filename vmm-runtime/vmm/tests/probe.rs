@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // The helper is a part of the tests.
 
+mod skipped;
+
 use std::path::Path;
 use std::process::Command;
 
 use paddock_vmm::accelerator::{KvmStep, KvmVerdict, ProbeReport, Usability};
 use paddock_vmm::config::Accelerator;
+
+use skipped::skipped;
 
 fn probe(arguments: &[&str]) -> ProbeReport {
     let output = Command::new(env!("CARGO_BIN_EXE_paddock-vmm"))
@@ -36,11 +40,11 @@ fn the_verdict_on_this_host_is_consistent() {
             }
         }
     } else {
-        println!("skipped: the bare guests, no /dev/kvm");
+        skipped("the bare guests, no /dev/kvm");
         assert_eq!(report.kvm.verdict, KvmVerdict::None);
     }
     if report.qemu.version.is_none() {
-        println!("skipped: the boot sector, no QEMU");
+        skipped("the boot sector, no QEMU");
         assert_eq!(report.recommended, None);
         return;
     }

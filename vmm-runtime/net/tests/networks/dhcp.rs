@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::frames::{BROADCAST, Mac, Udp, arp, udp_payload};
 use super::guest::{Guest, Wire};
-use super::namespace::{cable, isolated, run};
+use super::namespace::{cable, isolated, run, skipped};
 use super::wishes::{adapter, external, manager, network};
 
 /// A client's message in a frame from its MAC address.
@@ -238,7 +238,7 @@ fn busybox_takes_the_address() {
             .output()
             .is_err()
         {
-            println!("skipped: no program busybox");
+            skipped("no program busybox");
             return;
         }
         let manager = manager().await;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use crate::serve::{serve, stop};
-use crate::support::{Folder, MIB, signal, wait, wait_for};
+use crate::support::{Folder, MIB, signal, skipped, wait, wait_for};
 
 /// A base, in a folder of its own, and a child.
 fn pair() -> Folder {
@@ -290,7 +290,7 @@ fn a_merge_that_was_cut_off_is_ended_by_another() {
         signal(&merge, rustix::process::Signal::INT);
     }
     if wait(&mut merge).code() == Some(0) {
-        println!("skipped: the merge was over before the signal came");
+        skipped("the merge was over before the signal came");
         return;
     }
     assert_eq!(merge.wait().unwrap().code(), Some(130));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::support::{Folder, MIB, signal, wait, wait_for};
+use crate::support::{Folder, MIB, signal, skipped, wait, wait_for};
 
 /// Whether disks can be mounted here; a word about it, where not.
 pub(crate) fn can_mount() -> bool {
@@ -33,7 +33,7 @@ pub(crate) fn can_mount() -> bool {
     } else {
         return true;
     };
-    println!("skipped: {missing}");
+    skipped(missing);
     false
 }
 
@@ -126,7 +126,7 @@ impl Drop for Mounts {
 #[test]
 fn without_root_it_says_what_it_needs() {
     if rustix::process::geteuid().is_root() {
-        println!("skipped: needs not to be root");
+        skipped("needs not to be root");
         return;
     }
     let folder = Folder::new();

@@ -6,7 +6,7 @@ use std::process::Child;
 
 use serde_json::Value;
 
-use crate::support::{Folder, MIB, signal, wait};
+use crate::support::{Folder, MIB, signal, skipped, wait};
 
 /// A server, and the line by which it says that it serves.
 pub(crate) fn serve(folder: &Folder, arguments: &[&str]) -> (Child, Value) {
@@ -77,7 +77,7 @@ fn a_disk_is_served_past_the_page_cache() {
         "disk.vhd",
     ]);
     if probe.stderr.contains("O_DIRECT") || probe.stderr.contains("nsupported") {
-        println!("skipped: a file system without O_DIRECT");
+        skipped("a file system without O_DIRECT");
         return;
     }
     let (server, said) = serve(&folder, &["--uncached", "disk.vhd"]);

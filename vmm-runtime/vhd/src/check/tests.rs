@@ -17,6 +17,7 @@ use crate::image::sample::{
 use crate::image::{self, Refusal, Tuning, format_new};
 use crate::import::Progress;
 use crate::operation::OperationError;
+use crate::skipped::skipped;
 use crate::storage::fault::FaultStorage;
 use crate::storage::{Backing, FileStorage, Storage};
 
@@ -295,7 +296,9 @@ fn a_full_disk_of_the_largest_size_is_checked_by_its_table_alone() {
     let mut layout = Layout::new(size, BLOCK_SIZE);
     let end = layout.metadata_end() + u64::from(layout.bat_entries) * 4104 * 512;
     if let Err(error) = file.set_len(end) {
-        println!("skipped: this file system has no file of 2 TiB: {error}");
+        skipped(format_args!(
+            "this file system has no file of 2 TiB: {error}"
+        ));
         return;
     }
     let backing = backing(file);

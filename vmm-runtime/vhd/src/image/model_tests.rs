@@ -94,9 +94,15 @@ fn check_status(disk: &dyn BlockDevice, content: &[u8], offset: u64, len: u64) {
     assert_eq!(at, offset + len);
 }
 
+/// The hundredths of all steps that are done in memory, and in real files.
+const IN_MEMORY: u64 = 88;
+const IN_FILES: u64 = 12;
+const _: () = assert!(IN_MEMORY + IN_FILES == 100);
+
 /// How many seeds a test tries that has a share of so many hundredths of all
-/// steps. `PADDOCK_MODEL_STEPS` asks for another number of them than 40,000.
-/// (One hundredth is for families of disks, in `tests/model.rs`.)
+/// steps, each a request to a disk. `PADDOCK_MODEL_STEPS` asks for another
+/// number of them than 40,000. (A hundredth as many steps, on top of these, drive
+/// all operations on families of disks, in `tests/model.rs`.)
 fn seeds(share: u64) -> u64 {
     let asked = std::env::var("PADDOCK_MODEL_STEPS").ok();
     let steps: u64 = asked.map_or(40_000, |steps| steps.parse().unwrap());
@@ -186,7 +192,7 @@ type AnyStorage = Arc<dyn Storage>;
 
 #[test]
 fn disks_do_what_a_vector_does() {
-    for seed in 0..seeds(80) {
+    for seed in 0..seeds(IN_MEMORY) {
         run(seed, |file| {
             Arc::new(FaultStorage::new(file, BTreeMap::new()))
         });
@@ -195,7 +201,7 @@ fn disks_do_what_a_vector_does() {
 
 #[test]
 fn so_do_disks_in_real_files() {
-    for seed in 1_000_000..1_000_000 + seeds(12) {
+    for seed in 1_000_000..1_000_000 + seeds(IN_FILES) {
         run(seed, |bytes| {
             let storage = FileStorage::new(tempfile::tempfile().unwrap());
             storage.write_at(&bytes, 0).unwrap();
@@ -424,9 +430,10 @@ fn after_a_failed_sync_nothing_is_written_or_acknowledged() {
     for disk_type in [DiskType::Fixed, DiskType::Dynamic] {
         let Sample { file, .. } = new_disk(disk_type, 8 * 4096, 4096);
         let first_sync = match disk_type {
-            DiskType::Fixed => 1,
-            // Growth: footer, sync, zeros; the data; the bitmap.
-            _ => 5,
+            // Opening: a sync. The data.
+            DiskType::Fixed => 2,
+            // Opening; growth: footer, sync, zeros; the data; the bitmap.
+            _ => 6,
         };
         let storage = FaultStorage::new(file, BTreeMap::from([(first_sync, Fault::Io)]));
         let disk = open_disk(storage.clone(), false, 4096);

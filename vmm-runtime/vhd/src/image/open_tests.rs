@@ -13,7 +13,7 @@ use crate::format::bat::Layout;
 use crate::format::footer::{Footer, Kind};
 use crate::format::header::{Header, Parent};
 use crate::gate::Gate;
-use crate::storage::fault::FaultStorage;
+use crate::storage::fault::{FaultStorage, Op};
 use crate::storage::{Backing, Storage};
 
 const SIZE: u64 = 16 * 4096;
@@ -138,6 +138,11 @@ fn a_fixed_disk_stays_one_whatever_the_guest_writes() {
     );
 }
 
+/// Whether nothing was done to it but syncs.
+fn is_unchanged(storage: &FaultStorage) -> bool {
+    storage.log().iter().all(|op| matches!(op, Op::Sync))
+}
+
 #[test]
 fn footers_of_511_bytes_are_read() {
     let mut random = Random::new(1);
@@ -148,7 +153,7 @@ fn footers_of_511_bytes_are_read() {
     let old = storage(&file);
     let disk = open_storage(&old, false).unwrap();
     reads(&*disk, &content);
-    assert_eq!(old.position(), 0, "opening changed it");
+    assert!(is_unchanged(&old), "opening changed it");
     disk.write_at(&[7; SIZE as usize], 0).unwrap();
     disk.put_away().unwrap();
     reads(&*open_storage(&old, false).unwrap(), &[7; SIZE as usize]);
@@ -180,7 +185,7 @@ fn a_lost_tail_is_written_again_and_a_reader_leaves_it() {
         assert!(repaired.ends_with(&footer));
         let again = storage(&repaired);
         reads(&*open_storage(&again, false).unwrap(), &content);
-        assert_eq!(again.position(), 0, "repaired twice");
+        assert!(is_unchanged(&again), "repaired twice");
     }
 }
 

@@ -46,6 +46,13 @@ impl Record {
         MERGE.create(child, self.text().as_bytes()).map(drop)
     }
 
+    /// Writes the record that is there already once more: it may be in the page
+    /// cache alone, if its sync failed. Not taken away in between, the parent
+    /// may have been written to.
+    pub(super) fn confirm(&self, child: &Place) -> Result<(), PoolError> {
+        MERGE.rewrite(child, self.text().as_bytes())
+    }
+
     /// Says in the record beside the disk `child` that the parent has all of
     /// it, durably.
     pub(super) fn end(&self, child: &Place) -> Result<(), PoolError> {

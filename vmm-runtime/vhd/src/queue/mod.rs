@@ -17,7 +17,8 @@ mod tests;
 
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::ReadWriteFlags;
 
@@ -26,7 +27,7 @@ use crate::block::{BlockDevice, Extent, IoError};
 pub use buffer::Buffer;
 pub(crate) use place::{Hold, Holds};
 pub use place::{Intent, Place};
-use pool::Pool;
+use pool::{Pool, Spawn};
 use ring::{Flight, Ring};
 
 /// What a disk is asked to do.
@@ -156,19 +157,32 @@ impl std::fmt::Debug for Queue {
 struct Shared {
     disk: Arc<dyn BlockDevice>,
     in_flight: InFlight,
+    flushes: Mutex<Flushes>,
+}
+
+/// The flushes of a queue: one thread at most is busy with them, however many
+/// there are.
+#[derive(Default)]
+struct Flushes {
+    /// Those that the next call of the disk's will answer.
+    waiting: Vec<Completion>,
+    /// Whether a thread sees to them.
+    attended: bool,
 }
 
 impl Queue {
     /// A queue of requests to `disk`. An error if an option is out of its
     /// range, or if io_uring is asked for and can't be had.
     pub fn new(disk: Arc<dyn BlockDevice>, options: QueueOptions) -> io::Result<Queue> {
-        Queue::with_ring(disk, options, Ring::new)
+        Queue::with_parts(disk, options, pool::spawn, Ring::new)
     }
 
-    /// `ring` makes a ring for so many requests, or says why it can't.
-    fn with_ring(
+    /// `spawn` starts a thread, `ring` makes a ring for so many requests; or
+    /// they say why they can't.
+    fn with_parts(
         disk: Arc<dyn BlockDevice>,
         options: QueueOptions,
+        spawn: Spawn,
         ring: impl FnOnce(usize, &Arc<Shared>, &Arc<Pool>) -> io::Result<Ring>,
     ) -> io::Result<Queue> {
         let QueueOptions {
@@ -186,16 +200,22 @@ impl Queue {
         let shared = Arc::new(Shared {
             disk,
             in_flight: InFlight::new(limit),
+            flushes: Mutex::default(),
         });
-        let pool = Arc::new(Pool::new(threads));
+        let pool = Arc::new(Pool::new(threads, spawn));
         let ring = match backend {
             Backend::Threads => None,
-            Backend::Auto | Backend::IoUring => Some(ring(depth, &shared, &pool)),
+            Backend::Auto | Backend::IoUring => {
+                Some(pool.start().and_then(|()| ring(depth, &shared, &pool)))
+            }
         };
         let (ring, why_no_ring) = match ring {
             None => (None, None),
             Some(Ok(ring)) => (Some(ring), None),
-            Some(Err(error)) if backend == Backend::IoUring => return Err(error),
+            Some(Err(error)) if backend == Backend::IoUring => {
+                pool.end();
+                return Err(error);
+            }
             Some(Err(error)) => (None, Some(error)),
         };
         Ok(Queue {
@@ -237,7 +257,7 @@ impl Queue {
         let Some(job) = self.try_located(job) else {
             return;
         };
-        self.pool.push(&self.shared, job);
+        self.shared.carry_out(&self.pool, job);
     }
 
     /// Does or submits what lies in one piece in one file. Returns the rest.
@@ -333,12 +353,56 @@ struct Job {
 }
 
 impl Shared {
+    /// Has a request carried out by the pool.
+    fn carry_out(self: &Arc<Shared>, pool: &Arc<Pool>, mut job: Job) {
+        if job.request == Request::Flush {
+            let mut flushes = self.flushes();
+            flushes.waiting.push(job.completion);
+            if std::mem::replace(&mut flushes.attended, true) {
+                return;
+            }
+            // It is among those that wait.
+            job.completion = Box::new(|_| {});
+        }
+        pool.push(self, job);
+    }
+
+    fn flushes(&self) -> MutexGuard<'_, Flushes> {
+        self.flushes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Flushes until nobody waits for it any more. A call of the disk's answers
+    /// those that came before it.
+    fn flush_all(&self) {
+        loop {
+            let waiting = {
+                let mut flushes = self.flushes();
+                if flushes.waiting.is_empty() {
+                    flushes.attended = false;
+                    return;
+                }
+                std::mem::take(&mut flushes.waiting)
+            };
+            let result = self.disk.flush();
+            for completion in waiting {
+                let result = result.clone().map(|()| Reply::default());
+                let finish = || self.finish(completion, result);
+                // See the pool: a panic is its owner's business.
+                let _ = catch_unwind(AssertUnwindSafe(finish));
+            }
+        }
+    }
+
     /// Carries a request out with the disk's own calls.
     fn execute(&self, job: Job) {
         let Job {
             request,
             completion,
         } = job;
+        if request == Request::Flush {
+            self.flush_all();
+            return;
+        }
         // Whatever happens to it.
         let leaving = Leaving(&self.in_flight);
         let disk = &self.disk;
@@ -401,7 +465,7 @@ impl InFlight {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_below(&self, limit: usize) -> std::sync::MutexGuard<'_, usize> {
+    fn wait_below(&self, limit: usize) -> MutexGuard<'_, usize> {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         while *count >= limit {
             count = self

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::gate::HeldPass;
+use crate::gate::{Gate, HeldPass};
 use crate::storage::FilePlace;
 
 /// What a request located with [`BlockDevice::locate`] is to do.
@@ -34,7 +34,7 @@ pub struct Place {
     /// Given back in this order, after that.
     _block: Option<Hold>,
     _file: Option<Hold>,
-    _pass: Option<HeldPass>,
+    pass: Option<HeldPass>,
 }
 
 impl Place {
@@ -47,7 +47,7 @@ impl Place {
             unsynced: None,
             _block: None,
             _file: place.hold,
-            _pass: None,
+            pass: None,
         }
     }
 
@@ -65,8 +65,14 @@ impl Place {
             unsynced: Some(unsynced),
             _block: None,
             _file: place.hold,
-            _pass: Some(pass),
+            pass: Some(pass),
         }
+    }
+
+    /// The gate of a place to write to, to be asked once more before a request
+    /// is submitted: it may have closed while others were waited for.
+    pub(super) fn gate(&self) -> Option<Gate> {
+        self.pass.as_ref().map(HeldPass::gate)
     }
 
     /// The same place, with what keeps its block from changing hands.

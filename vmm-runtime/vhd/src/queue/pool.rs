@@ -1,6 +1,7 @@
 //! A few threads that carry requests out, started as they are needed.
 
 use std::collections::VecDeque;
+use std::io;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -10,7 +11,21 @@ use super::{Job, Shared};
 /// Of the threads; none recurses deeper than a chain is long.
 const STACK_BYTES: usize = 512 << 10;
 
+/// What a thread does.
+pub(super) type Work = Box<dyn FnOnce() + Send>;
+
+/// Starts a thread.
+pub(super) type Spawn = fn(Work) -> io::Result<JoinHandle<()>>;
+
+pub(super) fn spawn(work: Work) -> io::Result<JoinHandle<()>> {
+    Builder::new()
+        .name("disk-queue".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(work)
+}
+
 pub(super) struct Pool {
+    spawn: Spawn,
     limit: NonZeroUsize,
     state: Mutex<State>,
     more: Condvar,
@@ -26,8 +41,9 @@ struct State {
 }
 
 impl Pool {
-    pub(super) fn new(limit: NonZeroUsize) -> Pool {
+    pub(super) fn new(limit: NonZeroUsize, spawn: Spawn) -> Pool {
         Pool {
+            spawn,
             limit,
             state: Mutex::default(),
             more: Condvar::new(),
@@ -36,6 +52,19 @@ impl Pool {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a first thread, so that whoever has a request carried out never
+    /// does so itself: a ring's thread, which others wait for, must not.
+    pub(super) fn start(self: &Arc<Pool>) -> io::Result<()> {
+        let thread = self.thread()?;
+        self.lock().threads.push(thread);
+        Ok(())
+    }
+
+    fn thread(self: &Arc<Pool>) -> io::Result<JoinHandle<()>> {
+        let pool = Arc::clone(self);
+        (self.spawn)(Box::new(move || pool.work()))
     }
 
     /// Has a request carried out by a thread; by this one if there is none
@@ -48,12 +77,7 @@ impl Pool {
             return;
         }
         if state.threads.len() < self.limit.get() {
-            let pool = Arc::clone(self);
-            let thread = Builder::new()
-                .name("disk-queue".to_owned())
-                .stack_size(STACK_BYTES)
-                .spawn(move || pool.work());
-            state.threads.extend(thread.ok());
+            state.threads.extend(self.thread().ok());
         }
         if state.threads.is_empty()
             && let Some((shared, job)) = state.jobs.pop_front()

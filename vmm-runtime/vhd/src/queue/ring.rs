@@ -15,6 +15,7 @@ use io_uring::{EnterFlags, IoUring, opcode, types};
 use super::place::Place;
 use super::pool::Pool;
 use super::{Job, Reply, Request, Shared};
+use crate::gate::Gate;
 
 /// Of the thread that completes.
 const STACK_BYTES: usize = 256 << 10;
@@ -117,6 +118,12 @@ impl Ring {
         self.shared.start(flight)
     }
 
+    /// Nothing is submitted for as long as this is held.
+    #[cfg(test)]
+    pub(super) fn hold_up(&self) -> MutexGuard<'_, ()> {
+        self.shared.submitting.lock().unwrap()
+    }
+
     #[cfg(test)]
     pub(super) fn submitted(&self) -> u64 {
         self.shared.submitted.load(Ordering::SeqCst)
@@ -128,7 +135,7 @@ impl Drop for Ring {
     fn drop(&mut self) {
         let entry = opcode::Nop::new().build().user_data(END);
         // SAFETY: the entry refers to no memory.
-        let pushed = unsafe { self.shared.push(&entry) };
+        let pushed = unsafe { self.shared.push(&entry, &|| true) };
         if let Some(thread) = self.thread.take()
             && pushed
         {
@@ -143,6 +150,7 @@ impl RingShared {
     }
 
     fn start(&self, flight: Flight) -> Option<Job> {
+        let gate = flight.place.gate();
         let (index, entry) = {
             let mut flights = self.flights();
             let Some(index) = flights.free.pop() else {
@@ -175,7 +183,7 @@ impl RingShared {
         // SAFETY: the file and the buffer belong to the flight, which stays
         // in its slot, untouched, until the kernel has completed the entry,
         // or has not been given it and never will be.
-        if unsafe { self.push(&entry) } {
+        if unsafe { self.push(&entry, &|| gate.as_ref().is_none_or(Gate::is_open)) } {
             #[cfg(test)]
             self.submitted.fetch_add(1, Ordering::SeqCst);
             return None;
@@ -183,18 +191,22 @@ impl RingShared {
         self.flights().take(index).map(Flight::into_job)
     }
 
-    /// Gives an entry to the kernel. False if the kernel does not have it and
-    /// never will.
+    /// Gives an entry to the kernel, if it may be given then: others may have
+    /// to be waited for. False if the kernel does not have it and never will.
     ///
     /// # Safety
     ///
     /// What the entry refers to must stay until it is completed.
-    unsafe fn push(&self, entry: &io_uring::squeue::Entry) -> bool {
+    unsafe fn push(
+        &self,
+        entry: &io_uring::squeue::Entry,
+        may_be_given: &dyn Fn() -> bool,
+    ) -> bool {
         let _submitting = self
             .submitting
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if self.broken.load(Ordering::SeqCst) {
+        if self.broken.load(Ordering::SeqCst) || !may_be_given() {
             return false;
         }
         {
@@ -209,10 +221,11 @@ impl RingShared {
             match self.ring.submit() {
                 Ok(_) => return true,
                 Err(error)
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                    ) =>
+                    if may_be_given()
+                        && matches!(
+                            error.raw_os_error(),
+                            Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                        ) =>
                 {
                     // Out of memory for a moment.
                     std::thread::yield_now();
@@ -309,9 +322,9 @@ impl RingShared {
                     request: Request::Flush,
                     completion,
                 };
-                self.pool.push(&self.queue, job);
+                self.queue.carry_out(&self.pool, job);
             }
-            job => self.pool.push(&self.queue, job),
+            job => self.queue.carry_out(&self.pool, job),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::block::{ExtentKind, IoErrorKind};
 use crate::image::random::Random;
+use crate::skipped::skipped;
 use crate::storage::FilePlace;
 use crate::{
     Access, ChildOptions, CreateOptions, DiskSize, DiskType, Gate, OpenError, OpenOptions,
@@ -33,7 +34,7 @@ fn queue(disk: &Arc<dyn BlockDevice>, backend: Backend) -> Option<Queue> {
         Ok(queue) => Some(queue),
         Err(error) => {
             assert_eq!(backend, Backend::IoUring, "{error}");
-            println!("skipped: no io_uring here: {error}");
+            skipped(format_args!("no io_uring here: {error}"));
             None
         }
     }
@@ -112,7 +113,7 @@ impl TestDisk {
         match options.open(&pool, self.name) {
             Ok(disk) => Some(Arc::new(disk)),
             Err(OpenError::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => {
-                println!("skipped: this file system has no direct access");
+                skipped("this file system has no direct access");
                 None
             }
             Err(error) => panic!("{error}"),
@@ -281,6 +282,7 @@ struct Pipe {
     gate: Gate,
     unsynced: Arc<std::sync::atomic::AtomicBool>,
     flushes: AtomicU64,
+    located: AtomicU64,
 }
 
 impl BlockDevice for Pipe {
@@ -294,6 +296,7 @@ impl BlockDevice for Pipe {
         Ok(())
     }
     fn write_at(&self, _: &[u8], _: u64) -> Result<(), IoError> {
+        self.gate.enter()?;
         panic!("not by this way");
     }
     fn flush(&self) -> Result<(), IoError> {
@@ -315,6 +318,7 @@ impl BlockDevice for Pipe {
     }
     fn locate(&self, _: Intent, _: u64, _: u64) -> Option<Place> {
         let pass = self.gate.enter_held().ok()?;
+        self.located.fetch_add(1, Ordering::SeqCst);
         let place = FilePlace {
             file: Arc::clone(&self.file),
             alignment: 1,
@@ -331,6 +335,7 @@ fn pipe() -> (File, Arc<Pipe>) {
         gate: Gate::open(),
         unsynced: Arc::default(),
         flushes: AtomicU64::new(0),
+        located: AtomicU64::new(0),
     };
     (read.into(), Arc::new(pipe))
 }
@@ -359,6 +364,29 @@ fn a_drain_waits_for_what_the_kernel_has() {
     assert!(receiver.recv_timeout(Duration::from_secs(60)).unwrap());
     assert!(found[..full].iter().all(|&byte| byte == 5));
     assert_eq!(found[full..], [6; 512]);
+}
+
+/// A deadline that passes while a writer that has a pass waits for its turn.
+#[test]
+fn a_deadline_that_passes_meanwhile_lets_nothing_be_submitted() {
+    let (_reader, pipe) = pipe();
+    let device: Arc<dyn BlockDevice> = pipe.clone();
+    let Some(queue) = queue(&device, Backend::IoUring) else {
+        return;
+    };
+    let turn = queue.ring.as_ref().unwrap().hold_up();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(&queue, write(0, vec![6; 512])));
+        while pipe.located.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        assert!(!pipe.gate.until(Duration::from_nanos(1)));
+        drop(turn);
+        let error = asked.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), IoErrorKind::GateClosed);
+    });
+    assert_eq!(submitted(&queue), 0);
+    assert!(pipe.gate.drain(Duration::from_secs(60)));
 }
 
 #[test]
@@ -445,6 +473,83 @@ impl BlockDevice for Counting {
     }
 }
 
+/// A disk whose flushes wait to be let through.
+struct Slow {
+    flushes: AtomicU64,
+    go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl BlockDevice for Slow {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), IoError> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        self.go_on.lock().unwrap().recv().unwrap();
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn block_status(&self, _: u64, _: u64) -> Result<Vec<Extent>, IoError> {
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn flushes_that_wait_keep_no_thread_from_others() {
+    let (let_through, go_on) = channel();
+    let device = Arc::new(Slow {
+        flushes: AtomicU64::new(0),
+        go_on: Mutex::new(go_on),
+    });
+    let options = QueueOptions {
+        depth: 16,
+        threads: 2,
+        backend: Backend::Threads,
+    };
+    let queue = Queue::new(device.clone(), options).unwrap();
+    let (sender, receiver) = channel();
+    let flush = || {
+        let sender = sender.clone();
+        queue.submit(Request::Flush, move |result| {
+            sender.send(result.is_ok()).unwrap();
+        });
+    };
+    flush();
+    while device.flushes.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    for _ in 0..5 {
+        flush();
+    }
+    // The other thread is free.
+    let buf = Buffer::new(3);
+    ask(&queue, Request::Read { offset: 0, buf }).unwrap();
+    assert!(receiver.try_recv().is_err());
+    let_through.send(()).unwrap();
+    assert!(receiver.recv_timeout(Duration::from_secs(60)).unwrap());
+    // Those that came during the first share the second.
+    let_through.send(()).unwrap();
+    for _ in 0..5 {
+        assert!(receiver.recv_timeout(Duration::from_secs(60)).unwrap());
+    }
+    drop(queue);
+    assert_eq!(device.flushes.load(Ordering::SeqCst), 2);
+}
+
 #[test]
 fn the_number_in_flight_is_bounded_and_dropping_waits_for_it() {
     let device = Arc::new(Counting::default());
@@ -478,7 +583,7 @@ fn threads_take_over_where_the_kernel_refuses() {
     let refuse = |_: usize, _: &Arc<Shared>, _: &Arc<Pool>| {
         Err(io::Error::from(io::ErrorKind::PermissionDenied))
     };
-    let with = |backend| Queue::with_ring(device.clone(), options(backend), refuse);
+    let with = |backend| Queue::with_parts(device.clone(), options(backend), pool::spawn, refuse);
     assert_eq!(
         with(Backend::IoUring).unwrap_err().kind(),
         io::ErrorKind::PermissionDenied
@@ -491,6 +596,26 @@ fn threads_take_over_where_the_kernel_refuses() {
     let reply = ask(&queue, Request::Read { offset: 0, buf }).unwrap();
     assert_eq!(*reply.buf, [9; 3]);
     assert!(with(Backend::Threads).unwrap().why_no_ring().is_none());
+}
+
+/// A ring's thread would otherwise carry out what waits for the ring.
+#[test]
+fn there_is_no_ring_without_a_thread_beside_it() {
+    let device: Arc<dyn BlockDevice> = Arc::new(Counting::default());
+    let with = |backend| {
+        let refuse: Spawn = |_| Err(io::ErrorKind::OutOfMemory.into());
+        Queue::with_parts(device.clone(), options(backend), refuse, Ring::new)
+    };
+    let error = with(Backend::IoUring).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
+    let queue = with(Backend::Auto).unwrap();
+    assert_eq!(queue.backend(), Backend::Threads);
+    let why = queue.why_no_ring().map(io::Error::kind);
+    assert_eq!(why, Some(io::ErrorKind::OutOfMemory));
+    // This thread does it then.
+    let buf = Buffer::new(3);
+    let reply = ask(&queue, Request::Read { offset: 0, buf }).unwrap();
+    assert_eq!(*reply.buf, [9; 3]);
 }
 
 #[test]

@@ -116,9 +116,11 @@ impl Disk {
             source,
         })?;
         let storage = Box::new(FileStorage::new(file));
+        let backing = Backing::new(storage, gate.clone(), &rel.to_string_lossy());
+        backing.read_afresh().map_err(OperationError::io(rel))?;
         Ok(Disk {
             place,
-            backing: Backing::new(storage, gate.clone(), &rel.to_string_lossy()),
+            backing,
             gate,
             stamp,
             changed: Cell::new(false),

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::block::IoError;
 use crate::format::footer::{self, Footer};
 use crate::format::{DiskType, SECTOR};
+use crate::gate::Gate;
 use crate::image::{Recognised, Refusal, Tuning, recognise};
 use crate::operation::OperationError;
 use crate::pool::{Place, PoolError};
@@ -248,11 +249,12 @@ impl Record {
 
 /// Reserves space up to `len` without making the file longer. False where the
 /// file system can't.
-pub(super) fn reserve(file: &File, len: u64) -> io::Result<bool> {
+pub(super) fn reserve(file: &File, len: u64, gate: &Gate) -> io::Result<bool> {
     let have = file.metadata()?.len();
     if have >= len {
         return Ok(true);
     }
+    let _pass = gate.enter().map_err(io::Error::other)?;
     match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, have, len - have) {
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),

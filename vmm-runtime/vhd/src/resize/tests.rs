@@ -12,7 +12,7 @@ use crate::image::sample::{Sample, foreign_child, foreign_disk, new_disk, open_p
 use crate::image::{Image, Mutant, Tuning, open, recognise};
 use crate::storage::Backing;
 use crate::storage::fault::FaultStorage;
-use crate::survey::{Left, crash_points, survey, survey_seeds};
+use crate::survey::{Left, Part, survey, survey_seeds};
 
 const BLOCK: u64 = 4096;
 
@@ -128,8 +128,7 @@ fn run(seed: u64, mutant: Option<Mutant>) -> Result<usize, String> {
 
 #[test]
 fn a_crash_or_failure_leaves_the_old_disk_or_the_new_one() {
-    let points = survey_seeds(120, |seed| run(seed, None).unwrap());
-    assert!(points >= crash_points(120), "only {points} crashes");
+    survey_seeds(Part::ResizeSparse, |seed| run(seed, None).unwrap());
 }
 
 #[test]

@@ -180,7 +180,30 @@ impl Backing {
         })
     }
 
+    /// Call before anything is read from a file that is to be written to.
+    ///
+    /// After a sync that failed the kernel keeps the pages as clean ones, so
+    /// the page cache may show what the disk does not hold: an entry of the
+    /// table, say, that nobody would write again because it is there. What can
+    /// be synced is, and the rest is forgotten.
+    pub(crate) fn read_afresh(&self) -> Result<(), IoError> {
+        if !self.gate.is_open() {
+            // It stays closed: nothing will be written.
+            return Ok(());
+        }
+        self.sync()?;
+        self.storage
+            .drop_cache()
+            .map_err(|error| self.error("drop the page cache", error))
+    }
+
     fn error(&self, operation: &'static str, error: io::Error) -> IoError {
+        if let Some(IoError::GateClosed) = error
+            .get_ref()
+            .and_then(|error| error.downcast_ref::<IoError>())
+        {
+            return IoError::GateClosed;
+        }
         let disk = self.name.clone();
         match error.kind() {
             io::ErrorKind::StorageFull => IoError::NoSpace {

@@ -11,16 +11,20 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use super::{FilePlace, FileStorage, Space, Storage};
+use crate::gate::{Gate, GatePass};
 use crate::queue::{Buffer, Holds, Intent};
 
 /// What is copied goes through a buffer of this size, a multiple of every
 /// alignment.
 const BOUNCE: usize = 1 << 20;
+
+/// So many of those are kept for the next who needs one.
+const SPARES: usize = 4;
 
 /// A regular file and its twin that bypasses the page cache.
 pub(crate) struct DirectStorage {
@@ -33,11 +37,15 @@ pub(crate) struct DirectStorage {
     pages: RwLock<()>,
     /// Direct writes under way without the lock. Begun only under it.
     placed: Holds,
+    /// Passed once more by each call of the kernel's: the caller's pass may be
+    /// older than the wait for a lock, or than the calls before.
+    gate: Gate,
+    spares: Mutex<Vec<Buffer>>,
 }
 
 impl DirectStorage {
     /// [`io::ErrorKind::Unsupported`] where the file system can't.
-    pub(crate) fn new(file: File) -> io::Result<DirectStorage> {
+    pub(crate) fn new(file: File, gate: Gate) -> io::Result<DirectStorage> {
         let unsupported = || io::Error::from(io::ErrorKind::Unsupported);
         let access = rustix::fs::fcntl_getfl(&file)? & OFlags::RWMODE;
         // The same file, whatever its name is by now.
@@ -58,7 +66,45 @@ impl DirectStorage {
             alignment,
             pages: RwLock::new(()),
             placed: Holds::default(),
+            gate,
+            spares: Mutex::default(),
         })
+    }
+
+    fn enter(&self) -> io::Result<GatePass<'_>> {
+        self.gate.enter().map_err(io::Error::other)
+    }
+
+    /// Has something done with a buffer of [`BOUNCE`] bytes, which hold
+    /// anything.
+    fn with_bounce<T>(&self, work: impl FnOnce(&mut [u8]) -> T) -> T {
+        let spares = || self.spares.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = spares().pop();
+        let mut bounce = spare.unwrap_or_else(|| Buffer::new(BOUNCE));
+        let done = work(&mut bounce);
+        let mut spares = spares();
+        if spares.len() < SPARES {
+            spares.push(bounce);
+        }
+        done
+    }
+
+    fn write_pages(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            let pass = self.enter()?;
+            let written = self.direct.write_at(buf, offset);
+            drop(pass);
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    buf = buf.get(written..).unwrap_or_default();
+                    offset += written as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn is_aligned(&self, offset: u64, len: usize) -> bool {
@@ -112,42 +158,44 @@ impl Storage for DirectStorage {
         }
         let alignment = self.alignment as u64;
         let end = offset + buf.len() as u64;
-        let mut at = offset;
-        let whole = end.next_multiple_of(alignment) - offset / alignment * alignment;
-        let mut bounce = Buffer::new(whole.min(BOUNCE as u64) as usize);
-        while at < end {
-            let start = at / alignment * alignment;
-            let skip = (at - start) as usize;
-            let want = ((end - at) as usize).min(bounce.len() - skip);
-            let pages = (skip + want).next_multiple_of(self.alignment);
-            if self.read_pages(&mut bounce[..pages], start)? < skip + want {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+        self.with_bounce(|bounce| {
+            let mut at = offset;
+            while at < end {
+                let start = at / alignment * alignment;
+                let skip = (at - start) as usize;
+                let want = ((end - at) as usize).min(bounce.len() - skip);
+                let pages = (skip + want).next_multiple_of(self.alignment);
+                if self.read_pages(&mut bounce[..pages], start)? < skip + want {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                let to = (at - offset) as usize;
+                buf[to..to + want].copy_from_slice(&bounce[skip..skip + want]);
+                at += want as u64;
             }
-            let to = (at - offset) as usize;
-            buf[to..to + want].copy_from_slice(&bounce[skip..skip + want]);
-            at += want as u64;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         if !self.is_aligned(offset, buf.len()) {
             let _alone = self.pages.write().unwrap_or_else(PoisonError::into_inner);
             self.placed.wait();
+            let _pass = self.enter()?;
             return self.cached.write_at(buf, offset);
         }
         let _shared = self.pages.read().unwrap_or_else(PoisonError::into_inner);
         if self.fits(buf) {
-            return self.direct.write_all_at(buf, offset);
+            return self.write_pages(buf, offset);
         }
-        let mut bounce = Buffer::new(buf.len().min(BOUNCE));
-        let mut at = offset;
-        for piece in buf.chunks(BOUNCE) {
-            bounce[..piece.len()].copy_from_slice(piece);
-            self.direct.write_all_at(&bounce[..piece.len()], at)?;
-            at += piece.len() as u64;
-        }
-        Ok(())
+        self.with_bounce(|bounce| {
+            let mut at = offset;
+            for piece in buf.chunks(BOUNCE) {
+                bounce[..piece.len()].copy_from_slice(piece);
+                self.write_pages(&bounce[..piece.len()], at)?;
+                at += piece.len() as u64;
+            }
+            Ok(())
+        })
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -163,11 +211,16 @@ impl Storage for DirectStorage {
         // The edges are zeroed in the page cache.
         let _alone = self.pages.write().unwrap_or_else(PoisonError::into_inner);
         self.placed.wait();
+        let _pass = self.enter()?;
         self.cached.zero(offset, len, space)
     }
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
         self.cached.next_data(range)
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        self.cached.drop_cache()
     }
 
     fn place(&self, intent: Intent) -> Option<FilePlace> {
@@ -195,14 +248,15 @@ mod tests {
 
     use super::*;
     use crate::image::random::Random;
+    use crate::skipped::skipped;
 
     /// A file past the page cache; `None`, and says so, where there is none.
     fn storage() -> Option<DirectStorage> {
         let file = tempfile::tempfile().unwrap();
-        match DirectStorage::new(file) {
+        match DirectStorage::new(file, Gate::open()) {
             Ok(storage) => Some(storage),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                println!("skipped: this file system has no direct access");
+                skipped("this file system has no direct access");
                 None
             }
             Err(error) => panic!("{error}"),
@@ -265,6 +319,52 @@ mod tests {
                 .unwrap_err();
             assert_eq!(past.kind(), io::ErrorKind::UnexpectedEof);
         }
+    }
+
+    /// A deadline that passes while writers wait for each other.
+    #[test]
+    fn nothing_is_submitted_once_the_gate_has_closed_meanwhile() {
+        for offset in [0, 512] {
+            let Some(mut storage) = storage() else {
+                return;
+            };
+            storage.alignment = 4096;
+            storage.set_len(8192).unwrap();
+            let (storage, started) = (&storage, AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                let alone = storage.pages.write().unwrap();
+                let writer = scope.spawn(|| {
+                    let _pass = storage.gate.enter().unwrap();
+                    started.store(true, Ordering::SeqCst);
+                    let mut page = Buffer::new(4096);
+                    page.fill(1);
+                    storage.write_at(&page, offset)
+                });
+                while !started.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                assert!(!storage.gate.until(std::time::Duration::from_nanos(1)));
+                drop(alone);
+                assert!(writer.join().unwrap().is_err());
+            });
+            assert!(storage.write_at(&[1; 8192], 0).is_err());
+            assert!(storage.zero(0, 4096, Space::Keep).is_err());
+            let mut found = Buffer::new(8192);
+            storage.read_at(&mut found, 0).unwrap();
+            assert!(found.iter().all(|&byte| byte == 0));
+        }
+    }
+
+    #[test]
+    fn what_is_copied_goes_through_the_same_buffer_again() {
+        let Some(storage) = storage() else {
+            return;
+        };
+        for page in 0..20 {
+            storage.write_at(&[9; 4097][1..], page * 4096).unwrap();
+            storage.read_at(&mut [0; 100], page * 4096 + 7).unwrap();
+        }
+        assert_eq!(storage.spares.lock().unwrap().len(), 1);
     }
 
     /// One thread writes whole pages, another one sectors within them: what

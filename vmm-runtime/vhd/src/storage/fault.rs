@@ -1,7 +1,7 @@
 //! A file that logs what is done to it, fails when told to, and can be shown
 //! as it may be after a crash at any point of the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::{Space, Storage};
 use crate::image::random::Random;
 
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 
 /// What was done to the file.
 #[derive(Debug, Clone)]
@@ -40,10 +40,19 @@ pub(crate) enum Fault {
 struct State {
     /// As the running system sees it.
     current: Vec<u8>,
+    /// As the disk has it.
+    durable: Vec<u8>,
     log: Vec<Op>,
+    /// How many of those no later sync will bring to disk.
+    settled: usize,
     /// Calls so far that change something.
-    calls: u64,
+    changes: u64,
+    /// And those that look at something.
+    looks: u64,
     faults: BTreeMap<u64, Fault>,
+    bad_looks: BTreeSet<u64>,
+    /// Calls that failed.
+    failures: usize,
 }
 
 /// A handle to such a file. Clones are handles to the same one.
@@ -51,15 +60,60 @@ struct State {
 pub(crate) struct FaultStorage(Arc<Mutex<State>>);
 
 impl FaultStorage {
-    /// A file with durable content. `faults`: the numbers of the calls that
+    /// A file with durable content. `faults`: the numbers of the changes that
     /// fail.
     pub(crate) fn new(bytes: Vec<u8>, faults: BTreeMap<u64, Fault>) -> FaultStorage {
         FaultStorage(Arc::new(Mutex::new(State {
+            durable: bytes.clone(),
             current: bytes,
-            log: Vec::new(),
-            calls: 0,
             faults,
+            ..State::default()
         })))
+    }
+
+    /// The same, where the looks (reads, lengths, searches for data) of these
+    /// numbers fail as well.
+    pub(crate) fn with_bad_looks(self, looks: BTreeSet<u64>) -> FaultStorage {
+        self.state().bad_looks = looks;
+        self
+    }
+
+    /// Files of the content `base` in each of which another one of the calls
+    /// fails that this one has seen: with `EIO`, and with `ENOSPC` if it is a
+    /// change. Named for messages.
+    pub(crate) fn each_failing(
+        &self,
+        base: &[u8],
+    ) -> impl Iterator<Item = (String, FaultStorage)> + use<'_> {
+        let base = base.to_vec();
+        let file = move |faults| FaultStorage::new(base.clone(), faults);
+        let again = file.clone();
+        let changes = (0..self.changes())
+            .flat_map(|call| [(call, Fault::Io), (call, Fault::NoSpace)])
+            .map(move |(call, fault)| {
+                let name = format!("{fault:?} at change {call}");
+                (name, file(BTreeMap::from([(call, fault)])))
+            });
+        let looks = (0..self.looks()).map(move |look| {
+            let file = again(BTreeMap::new()).with_bad_looks(BTreeSet::from([look]));
+            (format!("failure of look {look}"), file)
+        });
+        changes.chain(looks)
+    }
+
+    /// How many changes were asked for.
+    pub(crate) fn changes(&self) -> u64 {
+        self.state().changes
+    }
+
+    /// How many looks were.
+    pub(crate) fn looks(&self) -> u64 {
+        self.state().looks
+    }
+
+    /// How many calls failed.
+    pub(crate) fn failures(&self) -> usize {
+        self.state().failures
     }
 
     /// How many operations were logged.
@@ -83,9 +137,10 @@ impl FaultStorage {
 
     fn change(&self, op: Op) -> io::Result<()> {
         let mut state = self.state();
-        let call = state.calls;
-        state.calls += 1;
+        let call = state.changes;
+        state.changes += 1;
         let fault = state.faults.get(&call).copied();
+        state.failures += usize::from(fault.is_some());
         let (op, result) = match (op, fault) {
             (op, None) => (Some(op), Ok(())),
             (Op::Sync, Some(fault)) => (Some(Op::FailedSync(call)), Err(error(fault))),
@@ -104,14 +159,47 @@ impl FaultStorage {
             apply(&mut state.current, &op, |_| true);
             let logged = whole_sectors(&state.current, op);
             state.log.push(logged);
+            state.settle();
         }
         result
+    }
+
+    /// One more look; the state, if it succeeds.
+    fn look(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        let look = state.looks;
+        state.looks += 1;
+        if state.bad_looks.contains(&look) {
+            state.failures += 1;
+            return Err(error(Fault::Io));
+        }
+        Ok(state)
+    }
+}
+
+impl State {
+    /// Brings to disk what the last operation has brought there.
+    fn settle(&mut self) {
+        let end = self.log.len() - 1;
+        let before = &self.log[self.settled..end];
+        match &self.log[end] {
+            Op::Sync => {
+                for op in before {
+                    apply(&mut self.durable, op, |_| true);
+                }
+            }
+            Op::FailedSync(seed) => {
+                apply_some(&mut self.durable, before, &mut Random::new(*seed));
+            }
+            _ => return,
+        }
+        self.settled = end + 1;
     }
 }
 
 /// A change as it goes to disk: sectors as a whole, with what else they hold
 /// in the page cache at that time.
-fn whole_sectors(current: &[u8], op: Op) -> Op {
+pub(super) fn whole_sectors(current: &[u8], op: Op) -> Op {
     let (offset, len) = match &op {
         Op::Write { offset, bytes } => (*offset as usize, bytes.len()),
         Op::Zero { offset, len } => (*offset as usize, *len as usize),
@@ -137,11 +225,11 @@ fn error(fault: Fault) -> io::Error {
 
 impl Storage for FaultStorage {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state().current.len() as u64)
+        Ok(self.look()?.current.len() as u64)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let state = self.state();
+        let state = self.look()?;
         let found = state
             .current
             .get(offset as usize..offset as usize + buf.len());
@@ -169,13 +257,26 @@ impl Storage for FaultStorage {
     }
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        let _state = self.look()?;
         Ok((!range.is_empty()).then_some(range))
+    }
+
+    /// Pages that nobody wrote to since the last sync, failed or not, come
+    /// from the disk again.
+    fn drop_cache(&self) -> io::Result<()> {
+        let mut state = self.state();
+        let mut current = state.durable.clone();
+        for op in &state.log[state.settled..] {
+            apply(&mut current, op, |_| true);
+        }
+        state.current = current;
+        Ok(())
     }
 }
 
 /// Applies those sectors of an operation that `select` wants, by their number
 /// in the file.
-fn apply(file: &mut Vec<u8>, op: &Op, mut select: impl FnMut(usize) -> bool) {
+pub(super) fn apply(file: &mut Vec<u8>, op: &Op, mut select: impl FnMut(usize) -> bool) {
     let (offset, len) = match op {
         Op::Write { offset, bytes } => (*offset as usize, bytes.len()),
         // Does not make the file longer.
@@ -230,6 +331,24 @@ impl<'a> Crashes<'a> {
     /// The file after a crash when `point` operations had been issued: what
     /// was synced, and some of what was not.
     pub(crate) fn at(&mut self, point: usize, random: &mut Random) -> Vec<u8> {
+        self.advance(point);
+        let mut file = self.durable.clone();
+        apply_some(&mut file, &self.log[self.unsynced.clone()], random);
+        file
+    }
+
+    /// The file as it is read when `point` operations had been issued and the
+    /// page cache holds only what is to be written.
+    pub(super) fn uncached(&mut self, point: usize) -> Vec<u8> {
+        self.advance(point);
+        let mut file = self.durable.clone();
+        for op in &self.log[self.unsynced.clone()] {
+            apply(&mut file, op, |_| true);
+        }
+        file
+    }
+
+    fn advance(&mut self, point: usize) {
         assert!(point >= self.unsynced.end);
         for (index, op) in self
             .log
@@ -254,9 +373,6 @@ impl<'a> Crashes<'a> {
             }
         }
         self.unsynced.end = point;
-        let mut file = self.durable.clone();
-        apply_some(&mut file, &self.log[self.unsynced.clone()], random);
-        file
     }
 }
 

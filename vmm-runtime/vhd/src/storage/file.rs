@@ -11,6 +11,8 @@ use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{FilePlace, Space, Storage};
+#[cfg(test)]
+use super::{fault::Op, trace};
 use crate::queue::Intent;
 
 /// A regular file.
@@ -25,7 +27,13 @@ impl FileStorage {
     /// Reserves the space of the first `len` bytes, making the file that
     /// long. `Unsupported` where the file system can't.
     pub(crate) fn reserve(file: &File, len: u64) -> io::Result<()> {
-        uninterrupted(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len))
+        let reserve = || rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len);
+        #[cfg(test)]
+        let reserve = || {
+            let set = || Op::SetLen(len.max(file.metadata().map_or(0, |data| data.len())));
+            trace::change(file, set, reserve)
+        };
+        uninterrupted(reserve)
     }
 }
 
@@ -78,11 +86,25 @@ impl Storage for FileStorage {
                 Space::Release => FallocateFlags::PUNCH_HOLE,
                 Space::Keep => FallocateFlags::ZERO_RANGE,
             };
-        uninterrupted(|| rustix::fs::fallocate(&self.0, flags, offset, len))
+        let zero = || rustix::fs::fallocate(&self.0, flags, offset, len);
+        #[cfg(test)]
+        let zero = || trace::change(&self.0, || Op::Zero { offset, len }, zero);
+        uninterrupted(zero)
     }
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
         next_data(&self.0, range)
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        let drop = || rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed);
+        #[cfg(test)]
+        let drop = || trace::drop_cache(&self.0, drop);
+        match drop() {
+            // A file system without a cache to drop.
+            Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn write_behind(&self, range: Range<u64>) {
@@ -117,6 +139,7 @@ fn uninterrupted(mut call: impl FnMut() -> rustix::io::Result<()>) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::skipped::skipped;
 
     fn storage() -> FileStorage {
         FileStorage::new(tempfile::tempfile().unwrap())
@@ -129,7 +152,7 @@ mod tests {
         storage.write_at(&[1; 4096], 1 << 20).unwrap();
         let found = storage.next_data(0..4 << 20).unwrap().unwrap();
         if found == (0..4 << 20) {
-            println!("skipped: this file system does not report holes");
+            skipped("this file system does not report holes");
             return;
         }
         assert_eq!(found, 1 << 20..(1 << 20) + 4096);
@@ -148,7 +171,7 @@ mod tests {
             storage.write_at(&[7; 20_000], 0).unwrap();
             match storage.zero(100, 15_000, space) {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    println!("skipped: this file system can't zero with {space:?}");
+                    skipped(format_args!("this file system can't zero with {space:?}"));
                     continue;
                 }
                 result => result.unwrap(),

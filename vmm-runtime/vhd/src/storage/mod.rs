@@ -8,6 +8,8 @@ pub(crate) mod fault;
 mod file;
 #[cfg(fuzzing)]
 pub(crate) mod memory;
+#[cfg(test)]
+pub(crate) mod trace;
 
 pub(crate) use backing::Backing;
 pub(crate) use direct::DirectStorage;
@@ -43,6 +45,11 @@ pub(crate) trait Storage: Send + Sync {
 
     /// The first run of bytes in `range` that may be other than zero.
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>>;
+
+    /// Makes later reads come from the disk, as far as everything is synced.
+    fn drop_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Begins to bring to disk what was written in the range, which nobody is
     /// going to read soon. For speed alone.
@@ -83,6 +90,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
         (**self).next_data(range)
+    }
+
+    fn drop_cache(&self) -> io::Result<()> {
+        (**self).drop_cache()
     }
 
     fn write_behind(&self, range: Range<u64>) {

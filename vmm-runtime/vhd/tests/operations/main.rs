@@ -7,4 +7,6 @@ mod dependents;
 mod folder;
 mod merging;
 mod resizing;
+#[path = "../skipped/mod.rs"]
+mod skipped;
 mod undo;

@@ -9,6 +9,7 @@ use paddock_vhd::{Access, BlockDevice, DiskType, Gate, Vhd};
 use paddock_vmm::api::{EndReason, Outcome, PauseReason, Power, State, StopStep};
 use serde_json::json;
 
+use super::skipped::skipped;
 use super::{Setup, have_qemu};
 
 /// Copies itself to the next sector by BIOS call 13h/43h, then switches the machine off through the PIIX4's PM1a control
@@ -74,7 +75,7 @@ impl SmallPool {
         match mounted {
             Ok(output) if output.status.success() => Some(SmallPool(path)),
             refused => {
-                eprintln!("skipped: no tmpfs may be mounted: {refused:?}");
+                skipped(format_args!("no tmpfs may be mounted: {refused:?}"));
                 None
             }
         }

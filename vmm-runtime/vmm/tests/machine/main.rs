@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod disks;
+#[path = "../skipped/mod.rs"]
+mod skipped;
 
 use std::fs::{self, Permissions};
 use std::io::Read;
@@ -52,7 +54,7 @@ const OBEY_POWER_BUTTON: &[u8] = &[
 fn have_qemu() -> bool {
     let there = Path::new(QEMU).exists();
     if !there {
-        eprintln!("skipped: {QEMU} is not installed");
+        skipped::skipped(format_args!("{QEMU} is not installed"));
     }
     there
 }

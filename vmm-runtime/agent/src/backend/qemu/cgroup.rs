@@ -336,7 +336,7 @@ mod tests {
     async fn kills_and_proves(version: Version) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let Some(root) = mount_point(&mounts, version) else {
-            eprintln!("skipped: no cgroups of the {version:?} version");
+            crate::skipped::skipped(format!("no cgroups of the {version:?} version"));
             return;
         };
         let uid = format!("test-{}", std::process::id());
@@ -345,7 +345,7 @@ mod tests {
         let (folder, cgroups) = match made {
             Ok(made) => made,
             Err(error) => {
-                eprintln!("skipped: {error}");
+                crate::skipped::skipped(error);
                 return;
             }
         };

@@ -240,6 +240,11 @@ impl Dynamic {
     /// anything, is named by no entry: reserved space, or left by a crash.
     pub(super) fn trim(&self, allocation: &mut Allocation) -> Result<(), IoError> {
         let footer = allocation.next;
+        if !self.tuning.is(Mutant::TrustFailedTrim) {
+            // Until it is over: a footer where a region may come to lie.
+            allocation.slack_is_zero = false;
+            allocation.rubbish_behind = true;
+        }
         self.backing.write(&self.footer_bytes, footer)?;
         self.backing.sync()?;
         // Behind the sync: if the file were cut first, a crash could leave it

@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn every_step_gets_a_result() {
         if let Err(reason) = Kvm::open() {
-            println!("skipped: {reason}");
+            crate::skipped::skipped(reason);
             return;
         }
         let mut output = Vec::new();

@@ -125,7 +125,7 @@ fn compact_gives_back_what_a_file_system_calls_free() {
     match made {
         Ok(output) if output.status.success() => {}
         refused => {
-            println!("skipped: no ext4 file system can be made: {refused:?}");
+            crate::skipped::skipped(format_args!("no ext4 file system can be made: {refused:?}"));
             return;
         }
     }
