@@ -18,7 +18,7 @@ use crate::pool::Pool;
 pub fn claim(pool: &Pool, rel: impl AsRef<Path>, owner: &LockOwner) -> Result<(), OpenError> {
     let rel = rel.as_ref();
     let place = pool.place(rel)?;
-    let (_file, mut lock) = lock::open_owned(&place, Mode::Exclusive, Some((owner, &Gate::open())))
+    let (_file, mut lock) = lock::open_owned(&place, Mode::Exclusive, &Gate::open(), Some(owner))
         .map_err(|error| OpenError::from_lock(rel, error))?;
     lock.release().map_err(|error| OpenError::Io {
         path: rel.to_owned(),

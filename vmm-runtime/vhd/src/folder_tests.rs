@@ -238,7 +238,15 @@ fn converting(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
     let (before, bytes) = one_disk(seed);
     let options = ConvertOptions::new([DiskType::Fixed, DiskType::Dynamic][seed as usize % 2]);
     let run = |pool: &Pool| {
-        let done = convert(pool, "a.vhd", pool, "b.vhd", &options, &mut go_on);
+        let done = convert(
+            pool,
+            "a.vhd",
+            pool,
+            "b.vhd",
+            Gate::open(),
+            &options,
+            &mut go_on,
+        );
         done.map(drop).map_err(told)
     };
     let look = |pool: &Pool| new_or_absent(pool, "b.vhd", &bytes);
@@ -254,7 +262,15 @@ fn cloning(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
     let (before, bytes) = one_disk(seed);
     let options = CloneOptions::new();
     let run = |pool: &Pool| {
-        let done = clone_disk(pool, "a.vhd", pool, "b.vhd", &options, &mut go_on);
+        let done = clone_disk(
+            pool,
+            "a.vhd",
+            pool,
+            "b.vhd",
+            Gate::open(),
+            &options,
+            &mut go_on,
+        );
         done.map(drop).map_err(told)
     };
     let look = |pool: &Pool| new_or_absent(pool, "b.vhd", &bytes);
@@ -278,7 +294,13 @@ fn compacting(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
     bytes.fill(0);
     let old_len = before[OsStr::new("a.vhd")].0.len();
     let run = |pool: &Pool| {
-        let done = compact(pool, "a.vhd", &CompactOptions::default(), &mut go_on);
+        let done = compact(
+            pool,
+            "a.vhd",
+            Gate::open(),
+            &CompactOptions::default(),
+            &mut go_on,
+        );
         done.map(drop).map_err(told)
     };
     let look = |pool: &Pool| {
@@ -412,7 +434,7 @@ fn repairing(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
     file[100] ^= 1;
     let damaged = file.clone();
     let run = |pool: &Pool| {
-        let done = repair_in_place(pool, "a.vhd", &mut go_on);
+        let done = repair_in_place(pool, "a.vhd", Gate::open(), &mut go_on);
         done.map(drop).map_err(told)
     };
     let look = |pool: &Pool| {
@@ -425,7 +447,7 @@ fn repairing(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
             false => Left::New,
         };
         if left == Left::New {
-            undo_repair(pool, "a.vhd").map_err(told)?;
+            undo_repair(pool, "a.vhd", Gate::open()).map_err(told)?;
             if !is_as_before() {
                 return Err("it can't be undone".to_owned());
             }

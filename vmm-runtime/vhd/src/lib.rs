@@ -72,10 +72,10 @@ mod scratch;
 mod sidefile;
 mod size;
 #[cfg(test)]
-mod space_tests;
-#[cfg(test)]
 #[path = "../tests/skipped/mod.rs"]
 mod skipped;
+#[cfg(test)]
+mod space_tests;
 mod storage;
 #[cfg(test)]
 mod survey;

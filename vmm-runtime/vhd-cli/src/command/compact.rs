@@ -8,9 +8,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use paddock_free_space::{Disk, Outcome, free_space};
-use paddock_vhd::{
-    BlockDevice, Children, CompactOptions, Gate, OperationError, children, compact,
-};
+use paddock_vhd::{BlockDevice, Children, CompactOptions, Gate, OperationError, children, compact};
 use serde::Serialize;
 
 use crate::children::{known, names, note_skipped};

@@ -89,7 +89,9 @@ pub(super) fn convert_from(
     options.unique_id = job.identity();
     options.search = search;
     let gate = job.control.gate();
-    match convert(&from.pool, from.path, &at.pool, at.path, gate, &options, progress) {
+    match convert(
+        &from.pool, from.path, &at.pool, at.path, gate, &options, progress,
+    ) {
         Ok(_) => Ok(()),
         Err(OperationError::Create(CreateError::AlreadyExists { .. })) => {
             already_made(job, at).map(drop)
