@@ -50,7 +50,8 @@ impl Record {
     /// cache alone, if its sync failed. Not taken away in between, the parent
     /// may have been written to.
     pub(super) fn confirm(&self, child: &Place) -> Result<(), PoolError> {
-        MERGE.rewrite(child, self.text().as_bytes())
+        MERGE.rewrite(child, self.text().as_bytes())?;
+        child.sync_folder()
     }
 
     /// Says in the record beside the disk `child` that the parent has all of
