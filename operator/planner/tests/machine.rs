@@ -421,7 +421,12 @@ fn a_disk_that_is_added_to_a_running_machine_is_taken_before_others_plan() {
     let taken = plan.reservation.clone().unwrap();
     assert_eq!(
         (&*taken.host, taken.memory, taken.disks),
-        ("host-b", 0, vec!["data".to_owned()])
+        // 192 MiB and what a machine of that size takes besides: as much as its instance.
+        (
+            "host-b",
+            337_557_585,
+            vec!["root".to_owned(), "data".to_owned()]
+        )
     );
     model.apply(&key, &plan);
     assert_eq!(model.plan(&key).reservation, None);
