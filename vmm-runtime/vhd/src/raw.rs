@@ -43,7 +43,13 @@ impl RawImage {
                 made: false,
             });
         }
-        let (file, sidecar) = lock::open_locked(&place, mode).map_err(held)?;
+        let (file, sidecar) = lock::open_locked(&place, mode).map_err(|error| {
+            if made && let Ok(sidecar) = Sidecar::acquire(&place, Mode::Exclusive) {
+                // A lock file that stays does no harm.
+                let _ = sidecar.remove();
+            }
+            held(error)
+        })?;
         Ok(RawImage {
             file: file.into(),
             sidecar: Some(sidecar),
