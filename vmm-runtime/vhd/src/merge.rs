@@ -321,7 +321,7 @@ impl<'a> Child<'a> {
         } else {
             record.write(&self.place)?;
         }
-        let mut marker = Marker::set(&parent.place, self.id)?;
+        let mut marker = Marker::set(&parent.place, self.id, resumed)?;
         let merged = merge_images(
             &self.image,
             self.rel,

@@ -191,8 +191,8 @@ fn a_target_that_is_there_is_refused_or_replaced() {
     );
     assert_eq!(
         std::fs::read_dir(folder.path("")).unwrap().count(),
-        6,
-        "besides those, two lock files"
+        5,
+        "besides those, the lock file of the disk that was made first"
     );
 }
 

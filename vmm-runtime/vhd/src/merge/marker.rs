@@ -47,19 +47,33 @@ pub(super) struct Marker {
 }
 
 impl Marker {
-    /// Puts a marker beside the disk `parent`, durably.
-    pub(super) fn set(parent: &Place, child: Uuid) -> Result<Marker, PoolError> {
+    /// Puts a marker beside the disk `parent`, durably. `resumed`: one of the
+    /// same merge may be there. It is not taken away in between, since the
+    /// parent is modified already.
+    pub(super) fn set(parent: &Place, child: Uuid, resumed: bool) -> Result<Marker, PoolError> {
         // Nothing is written yet.
-        let from = modified(parent)?;
-        let begun = Span { from, until: from };
+        let now = modified(parent)?;
+        let begun = Span {
+            from: now,
+            until: now,
+        };
+        let place = MERGING.place(parent)?;
+        let (file, from) = match read(parent, child)?.filter(|_| resumed) {
+            Some(span) => (place.open(OFlags::RDWR)?.into(), span.from),
+            None => {
+                let file = MERGING.create(parent, text(child, begun).as_bytes())?;
+                (file, begun.from)
+            }
+        };
         let mut marker = Marker {
-            file: MERGING.create(parent, text(child, begun).as_bytes())?,
-            place: MERGING.place(parent)?,
+            file,
+            place,
             from,
             child,
             renewed: Instant::now(),
         };
         marker.renew()?;
+        marker.place.sync_folder()?;
         Ok(marker)
     }
 
@@ -159,7 +173,7 @@ mod tests {
         let (child, other) = (Uuid::from_bytes([1; 16]), Uuid::from_bytes([2; 16]));
         assert_eq!(read(&disk, child).unwrap(), None);
         let from = modified(&disk).unwrap();
-        let mut marker = Marker::set(&disk, child).unwrap();
+        let mut marker = Marker::set(&disk, child, false).unwrap();
         let reach = |span: Option<Span>| {
             let Span { from: begun, until } = span.unwrap();
             assert_eq!(begun, from);
@@ -178,6 +192,19 @@ mod tests {
         assert!(bytes.len() == before.len() && bytes.len() <= 512);
         marker.stop(&disk).unwrap();
         assert_eq!(reach(read(&disk, child).unwrap()), 0);
+        // A merge that goes on keeps when it began; another one doesn't.
+        let file = File::options()
+            .write(true)
+            .open(dir.path().join("disk"))
+            .unwrap();
+        let later = std::time::SystemTime::now() + Duration::from_secs(5);
+        file.set_modified(later).unwrap();
+        Marker::set(&disk, child, true).unwrap();
+        assert_eq!(read(&disk, child).unwrap().unwrap().from, from);
+        Marker::set(&disk, child, false).unwrap();
+        let Span { from: anew, .. } = read(&disk, child).unwrap().unwrap();
+        assert_eq!(anew, modified(&disk).unwrap());
+        assert!(anew > from);
         for len in 0..bytes.len() {
             std::fs::write(dir.path().join("disk.merging"), &bytes[..len]).unwrap();
             assert_eq!(read(&disk, child).unwrap(), None, "{len}");

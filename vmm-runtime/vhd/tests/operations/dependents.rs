@@ -145,7 +145,7 @@ fn dependents_are_found_in_any_folder_of_both_pools() {
     assert!(said.ends_with(&expected), "{said}");
     // For want of a look nobody says that there are none.
     let mut deep = folder.path("d");
-    for _ in 0..17 {
+    for _ in 0..65 {
         deep.push("d");
     }
     std::fs::create_dir_all(deep).unwrap();
