@@ -44,7 +44,7 @@ fn refused(cx: &Context<'_>) -> Result<()> {
         ("VirtualHardDisk", "{size: 1GB}".into(), &["spec.size", "1GB"]),
         ("VirtualHardDisk", "{}".into(), &["spec.size", "size is required"]),
         ("VirtualHardDisk", "{size: 1Gi, file: {path: a/../../b.vhd}}".into(), &["spec.file.path", "a/../../b.vhd", "stay in its pool"]),
-        ("VirtualHardDisk", "{size: 1Gi, type: Linked}".into(), &["spec.type", "Linked", "Fixed"]),
+        ("VirtualHardDisk", "{size: 1Gi, type: Sparse}".into(), &["spec.type", "Sparse", "Fixed"]),
         ("VirtualHardDisk", "{size: 1Gi, type: Differencing}".into(), &["spec.parentRef", "parentRef is required", "spec.size"]),
         ("VirtualHardDisk", "{source: {image: {pool: images, path: a.img, sha256: abc}}}".into(), &["sha256", "64"]),
         ("VirtualNetwork", "{type: Internal, subnet: 192.168.1.0/28}".into(), &["spec.subnet", "192.168.1.0/28", "/27"]),
