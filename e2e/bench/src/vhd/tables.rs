@@ -367,14 +367,15 @@ impl Serve<'_> {
             .serve(reader, file, &self.files.path("socket"))
     }
 
-    /// The same, with the file in the page cache: `vhd` has dropped it, when it opened the disk for writing.
+    /// A server of its own for one client, with the file in the page cache: `vhd` has dropped it when it opened the disk for
+    /// writing. What the client gets.
     fn warm_to_fio(self, reader: Reader, file: &Path, load: Load) -> Result<Sample> {
         let server = self.at_socket(reader, file)?;
         warm(file)?;
         self.measure(server, load)
     }
 
-    /// A server of its own for one client; what the client gets.
+    /// The same, with the page cache as it is.
     fn to_fio(self, reader: Reader, file: &Path, load: Load) -> Result<Sample> {
         let server = self.at_socket(reader, file)?;
         self.measure(server, load)
