@@ -80,7 +80,7 @@ fn tasks(cx: &Context<'_>) -> Result<()> {
         ("action: Check, size: 1Gi", "belong to the action Resize"),
         (
             "action: Check, precompact: Enabled",
-            "belongs to the action Compact",
+            "belong to the action Compact",
         ),
         ("action: Export", "needs a target"),
         (
