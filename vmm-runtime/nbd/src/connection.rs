@@ -1,29 +1,33 @@
-//! One client: the thread that reads its requests, and the workers that wait for the disk.
+//! One client: the thread that reads its requests, and the queue of those that the disk is waited for.
 
 use std::io;
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use paddock_vhd::IoError;
+use paddock_vhd::{self as vhd, Backend, Buffer, IoError, Queue, QueueOptions};
 use tracing::warn;
 
-use crate::buffer::{Buffer, Spare};
+use crate::buffer::Spare;
 use crate::handshake::Session;
 use crate::incoming::{Incoming, Next};
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Outgoing};
 use crate::pace::Pace;
 use crate::protocol::{Command, MAX_REQUEST_BYTES, Request, command_flag};
-use crate::queue::{Pushed, Queue};
+use crate::room::{Room, Taken};
 use crate::socket::Stream;
-use crate::transmission::execute;
+use crate::transmission::{execute, reply_to_call, single_call};
 
-/// Threads that work for one connection at most, beside the one that reads its requests.
+/// How a disk is waited for: what lies in its file in one piece is left to the kernel where that has io_uring, all else
+/// to up to this many threads per connection.
+const WAITING: QueueOptions = QueueOptions {
+    depth: 128,
+    threads: MAX_WORKERS,
+    backend: Backend::Auto,
+};
+/// Threads that work for one connection at most, beside the one that reads its requests and the one that hears of what
+/// the kernel has done.
 pub const MAX_WORKERS: usize = 16;
-const MAX_WAITING_JOBS: usize = 128;
-/// Of one connection's requests and replies that workers have or will have, in bytes. A single one may be larger.
-const MAX_WAITING_BYTES: usize = 16 << 20;
 /// Requests up to this many bytes are worked on by the thread that reads them, while the disk is quick.
 const SMALL_BYTES: u32 = 64 << 10;
 /// Replies are sent when there are this many, or this many bytes: a client that gets some can go on while the next are
@@ -39,18 +43,11 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Connection {
     stream: Arc<Stream>,
     session: Session,
-    queue: Queue<Job>,
     outbox: Outbox,
     spare: Spare,
+    room: Arc<Room>,
     pace: Pace,
-    workers: Mutex<Vec<JoinHandle<()>>>,
     last_warning: Mutex<Option<Instant>>,
-}
-
-/// A request for a worker.
-struct Job {
-    request: Request,
-    payload: Buffer,
 }
 
 /// The memory that a request takes while it is worked on, in bytes.
@@ -73,11 +70,10 @@ impl Connection {
         Arc::new(Connection {
             stream,
             session,
-            queue: Queue::new(MAX_WAITING_JOBS, MAX_WAITING_BYTES),
             outbox: Outbox::default(),
             spare: Spare::default(),
+            room: Arc::default(),
             pace: Pace::default(),
-            workers: Mutex::default(),
             last_warning: Mutex::default(),
         })
     }
@@ -85,26 +81,22 @@ impl Connection {
     /// Answers requests until the client goes or `stopping` says so. All that was read has been answered when this
     /// returns, unless the client is gone.
     pub fn run(self: &Arc<Self>, stopping: impl Fn() -> bool) -> io::Result<()> {
-        let ended = self.read_requests(stopping);
-        self.queue.close();
-        let workers = std::mem::take(&mut *self.lock_workers());
-        for worker in workers {
-            if worker.join().is_err() {
-                warn!(
-                    export = self.session.export.name,
-                    "a thread of the disk server had panicked"
-                );
-            }
-        }
+        // What is still in it when it is dropped is waited for.
+        let mut queue = Waiting {
+            connection: self,
+            queue: None,
+        };
+        let ended = self.read_requests(&mut queue, stopping);
+        drop(queue);
         self.stream.shutdown(Shutdown::Both);
         ended
     }
 
-    fn lock_workers(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read_requests(self: &Arc<Self>, stopping: impl Fn() -> bool) -> io::Result<()> {
+    fn read_requests(
+        self: &Arc<Self>,
+        queue: &mut Waiting<'_>,
+        stopping: impl Fn() -> bool,
+    ) -> io::Result<()> {
         let mut incoming = Incoming::new();
         let mut batch = Batch {
             connection: self,
@@ -124,69 +116,36 @@ impl Connection {
                 }
                 Next::Whole(request, _) if request.command == Command::Disconnect => return Ok(()),
                 Next::Whole(request, payload) if is_small(&request) && self.pace.is_quick() => {
-                    self.execute(&request, payload, &mut batch.replies);
+                    self.execute(&request, payload, &mut batch.replies, None);
                     batch.added();
                 }
                 Next::Whole(request, bytes) => {
-                    // The queue may have to wait for room, and the client for what it has not got yet.
+                    // There may be no room yet, and the client may wait for what it has not got yet.
                     batch.send();
                     let mut payload = self.spare.take();
                     payload.put(bytes);
-                    self.hand_over(Job { request, payload })?;
+                    queue.push(request, payload)?;
                 }
                 Next::Large(request) => {
                     batch.send();
                     let mut payload = self.spare.take();
                     incoming.take(request.payload_bytes(), &mut payload, &*self.stream)?;
-                    self.hand_over(Job { request, payload })?;
+                    queue.push(request, payload)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn hand_over(self: &Arc<Self>, job: Job) -> io::Result<()> {
-        let weight = weight(&job.request);
-        match self.queue.push(job, weight) {
-            Pushed::Yes | Pushed::Closed => Ok(()),
-            Pushed::AllWorkersBusy => self.start_worker(),
-        }
-    }
-
-    /// One more worker, if there may be. An error if there is none at all.
-    fn start_worker(self: &Arc<Self>) -> io::Result<()> {
-        if !self.queue.add_worker(MAX_WORKERS) {
-            return Ok(());
-        }
-        let connection = self.clone();
-        let started = thread::Builder::new()
-            .name(format!("disk-{}", self.session.export.name))
-            .stack_size(STACK_BYTES)
-            .spawn(move || connection.work());
-        match started {
-            Ok(thread) => {
-                self.lock_workers().push(thread);
-                Ok(())
-            }
-            Err(_) if self.queue.remove_worker() => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn work(&self) {
-        let mut finished = 0;
-        while let Some((job, weight)) = self.queue.pop(finished) {
-            finished = weight;
-            let mut reply = self.spare.take();
-            self.execute(&job.request, job.payload.as_slice(), &mut reply);
-            self.spare.give(job.payload);
-            self.send(reply);
-        }
-    }
-
-    fn execute(&self, request: &Request, payload: &[u8], reply: &mut Buffer) {
+    fn execute(
+        &self,
+        request: &Request,
+        payload: &[u8],
+        reply: &mut Buffer,
+        apart: Option<&mut Buffer>,
+    ) {
         let started = Instant::now();
-        if let Err(error) = execute(&self.session, request, payload, reply) {
+        if let Err(error) = execute(&self.session, request, payload, reply, apart) {
             self.warn(request, &error);
         }
         if is_small(request) {
@@ -194,10 +153,10 @@ impl Connection {
         }
     }
 
-    fn send(&self, replies: Buffer) {
+    fn send(&self, reply: Outgoing) {
         let sent = self
             .outbox
-            .send(replies, &*self.stream as &Stream, &self.spare);
+            .send(reply, &*self.stream as &Stream, &self.spare);
         if sent.is_err() {
             // The thread that reads notices.
             self.stream.shutdown(Shutdown::Both);
@@ -222,6 +181,91 @@ impl Connection {
     }
 }
 
+/// The queue to the disk, from the first request on that it is waited for.
+struct Waiting<'a> {
+    connection: &'a Arc<Connection>,
+    queue: Option<Queue>,
+}
+
+impl Waiting<'_> {
+    /// Has a request answered, once there is room for it. An error if there is no thread to do so.
+    fn push(&mut self, request: Request, payload: Buffer) -> io::Result<()> {
+        let connection = self.connection;
+        let disk = || connection.session.export.disk.clone();
+        let queue = match &mut self.queue {
+            Some(queue) => queue,
+            none => none.insert(Queue::new(disk(), WAITING)?),
+        };
+        let pending = Pending {
+            _taken: connection.room.take(weight(&request)),
+            connection: connection.clone(),
+            request,
+            answered: false,
+        };
+        match single_call(&connection.session, &request, payload) {
+            Ok(call) => queue.submit(call, move |result| pending.finish(result)),
+            Err(payload) => queue.run(move |_| pending.work(payload)),
+        }
+        Ok(())
+    }
+}
+
+/// A request that has not been answered yet.
+struct Pending {
+    connection: Arc<Connection>,
+    request: Request,
+    answered: bool,
+    _taken: Taken,
+}
+
+impl Pending {
+    fn work(self, payload: Buffer) {
+        let connection = self.connection.clone();
+        let mut reply = Outgoing {
+            head: connection.spare.take(),
+            body: connection.spare.take(),
+        };
+        let apart = Some(&mut reply.body);
+        connection.execute(&self.request, &payload, &mut reply.head, apart);
+        connection.spare.give(payload);
+        self.answer(reply);
+    }
+
+    fn finish(self, result: Result<vhd::Reply, IoError>) {
+        let connection = self.connection.clone();
+        match &result {
+            Ok(reply) if is_small(&self.request) => connection.pace.note(reply.took),
+            Ok(_) => {}
+            Err(error) => connection.warn(&self.request, error),
+        }
+        let done = result.map(|reply| reply.buf);
+        let head = connection.spare.take();
+        let reply = reply_to_call(&connection.session, &self.request, done, head);
+        self.answer(reply);
+    }
+
+    fn answer(mut self, reply: Outgoing) {
+        self.answered = true;
+        self.connection.send(reply);
+    }
+}
+
+impl Drop for Pending {
+    /// A client that waits for an answer for ever would be worse off.
+    fn drop(&mut self) {
+        if !self.answered {
+            warn!(
+                export = self.connection.session.export.name,
+                command = ?self.request.command,
+                offset = self.request.offset,
+                length = self.request.length,
+                "the disk has broken off a request: the connection is closed"
+            );
+            self.connection.stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// Replies of the thread that reads, sent together; the last ones when it ends, for whatever reason.
 struct Batch<'a> {
     connection: &'a Connection,
@@ -242,7 +286,7 @@ impl Batch<'_> {
             self.count = 0;
             let next = self.connection.spare.take();
             let replies = std::mem::replace(&mut self.replies, next);
-            self.connection.send(replies);
+            self.connection.send(replies.into());
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 
-use paddock_vhd::{BlockDevice, Extent, ExtentKind, IoError};
+use paddock_vhd::{self as vhd, BlockDevice, Buffer, Extent, ExtentKind, IoError};
 
-use crate::buffer::Buffer;
 use crate::export::{Export, Exports};
 use crate::handshake::{Session, negotiate};
 use crate::incoming::{Incoming, Next};
+use crate::outbox::Outgoing;
 use crate::protocol::{Command, Fields, MAX_REQUEST_BYTES, Request};
-use crate::transmission::execute;
+use crate::transmission::{execute, reply_to_call, single_call};
 
 /// Of the disk: two blocks of 128 KiB of data, each followed by a hole as long.
 const SIZE: u64 = 512 << 10;
@@ -177,7 +177,7 @@ fn answer(mut stream: &[u8], session: &Session) {
                 {
                     return;
                 }
-                (request, large.as_slice())
+                (request, &*large)
             }
             Ok(Next::Partial) => match incoming.fill(&mut stream) {
                 Ok(0) | Err(_) => return,
@@ -190,9 +190,36 @@ fn answer(mut stream: &[u8], session: &Session) {
         asked += u64::from(request.length.min(MAX_REQUEST_BYTES));
         assert_eq!(payload.len(), request.payload_bytes());
         reply.truncate(0);
-        execute(session, &request, payload, &mut reply).expect("this disk has no errors");
-        verify(&request, session, reply.as_slice());
+        execute(session, &request, payload, &mut reply, None).expect("this disk has no errors");
+        verify(&request, session, &reply);
+        verify_workers(&request, payload, session, &reply);
     }
+}
+
+/// Workers and the disk's queue answer the same in two pieces. Every change may be made twice.
+fn verify_workers(request: &Request, payload: &[u8], session: &Session, expected: &[u8]) {
+    let disk = &session.export.disk;
+    let payload = Buffer::from(payload.to_vec());
+    let outgoing = match single_call(session, request, payload) {
+        Err(payload) => {
+            let mut outgoing = Outgoing::default();
+            let apart = Some(&mut outgoing.body);
+            execute(session, request, &payload, &mut outgoing.head, apart)
+                .expect("this disk has no errors");
+            outgoing
+        }
+        Ok(call) => {
+            let (done, buf) = match call {
+                vhd::Request::Read { offset, mut buf } => (disk.read_at(&mut buf, offset), buf),
+                vhd::Request::Write { offset, buf, .. } => (disk.write_at(&buf, offset), buf),
+                vhd::Request::Flush => (disk.flush(), Buffer::default()),
+                other => panic!("a single call of {other:?}"),
+            };
+            done.expect("this disk has no errors");
+            reply_to_call(session, request, Ok(buf), Buffer::default())
+        }
+    };
+    assert!([&*outgoing.head, &*outgoing.body].concat() == expected);
 }
 
 /// The reply is a whole one to this request, and a read's chunks are the disk's bytes, each once.

@@ -2,7 +2,8 @@
 
 use std::io::{self, Read};
 
-use crate::buffer::Buffer;
+use paddock_vhd::Buffer;
+
 use crate::protocol::{ProtocolError, REQUEST_HEADER_BYTES, Request};
 
 /// What one read of the socket may bring.
@@ -158,7 +159,7 @@ mod tests {
                         incoming
                             .take(request.length as usize, &mut payload, &mut stream)
                             .unwrap();
-                        seen.push((request.cookie, payload.as_slice().to_vec()));
+                        seen.push((request.cookie, payload.to_vec()));
                     }
                     Next::Partial => {
                         if incoming.fill(&mut stream).unwrap() == 0 {

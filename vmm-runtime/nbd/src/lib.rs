@@ -20,11 +20,11 @@
 //! block status, flush, FUA, trim, write zeroes, prefetch, and several connections per disk. The protocol is the one of
 //! the NBD project's `doc/proto.md`.
 //!
-//! Plain threads. One accepts; one per connection reads requests. While the disk answers small requests from memory,
-//! that thread works on them itself, and sends replies in batches; what has to be waited for goes to up to
-//! [`MAX_WORKERS`] others, started when there is work for them. Everything a client can ask for is bounded: the length
-//! of a request ([`MAX_REQUEST_BYTES`]), the requests and bytes that wait, the connections ([`MAX_CONNECTIONS`]), and
-//! the time of a handshake.
+//! One thread accepts; one per connection reads requests. While the disk answers small requests from memory, that thread
+//! works on them itself, and sends replies in batches. What has to be waited for goes to a [`paddock_vhd::Queue`]: to
+//! io_uring what lies in the disk's file in one piece, to up to [`MAX_WORKERS`] threads all else. Everything a client can
+//! ask for is bounded: the length of a request ([`MAX_REQUEST_BYTES`]), the requests and bytes that wait, the connections
+//! ([`MAX_CONNECTIONS`]), and the time of a handshake.
 //!
 //! It knows block devices and sockets. It must not know QEMU, Kubernetes, or where a disk comes from.
 
@@ -40,8 +40,8 @@ mod incoming;
 mod outbox;
 mod pace;
 mod protocol;
-mod queue;
 mod reply;
+mod room;
 mod server;
 mod socket;
 mod transmission;

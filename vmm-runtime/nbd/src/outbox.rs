@@ -3,12 +3,37 @@
 use std::io::{self, IoSlice, Write};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::buffer::{Buffer, Spare};
+use paddock_vhd::Buffer;
+
+use crate::buffer::Spare;
 
 /// Replies that wait for another thread's write, in bytes at most; one more is taken when fewer wait.
 const MAX_WAITING_BYTES: usize = 4 << 20;
 /// Replies in one write.
 const MAX_BATCH: usize = 64;
+
+/// Bytes for the client: one reply or several.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    pub head: Buffer,
+    /// What follows: the bytes of a read, where the disk has put them.
+    pub body: Buffer,
+}
+
+impl Outgoing {
+    fn len(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+}
+
+impl From<Buffer> for Outgoing {
+    fn from(head: Buffer) -> Self {
+        Outgoing {
+            head,
+            body: Buffer::default(),
+        }
+    }
+}
 
 /// Whoever has a reply while nobody writes, writes: its own, and what others have left in the meantime, in one call.
 #[derive(Debug, Default)]
@@ -19,7 +44,7 @@ pub(crate) struct Outbox {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: Vec<Buffer>,
+    waiting: Vec<Outgoing>,
     waiting_bytes: usize,
     writing: bool,
     /// Threads that wait for room.
@@ -36,7 +61,7 @@ impl Outbox {
 
     /// Sends a reply, or leaves it to the thread that is writing; waits while too much is left already. The buffers go
     /// to `spare`. An error is told to one caller: the client cannot be written to, now and ever.
-    pub fn send(&self, reply: Buffer, mut stream: impl Write, spare: &Spare) -> io::Result<()> {
+    pub fn send(&self, reply: Outgoing, mut stream: impl Write, spare: &Spare) -> io::Result<()> {
         let mut state = self.lock();
         while state.writing && !state.broken && state.waiting_bytes >= MAX_WAITING_BYTES {
             state.blocked += 1;
@@ -66,7 +91,10 @@ impl Outbox {
             let written = batch
                 .chunks(MAX_BATCH)
                 .try_for_each(|replies| write_all(&mut stream, replies));
-            batch.drain(..).for_each(|buffer| spare.give(buffer));
+            for reply in batch.drain(..) {
+                spare.give(reply.head);
+                spare.give(reply.body);
+            }
             state = self.lock();
             if let Err(error) = written {
                 state.broken = true;
@@ -81,10 +109,12 @@ impl Outbox {
     }
 }
 
-fn write_all(stream: &mut impl Write, replies: &[Buffer]) -> io::Result<()> {
+fn write_all(stream: &mut impl Write, replies: &[Outgoing]) -> io::Result<()> {
     let mut slices: Vec<IoSlice<'_>> = replies
         .iter()
-        .map(|reply| IoSlice::new(reply.as_slice()))
+        .flat_map(|reply| [&reply.head, &reply.body])
+        .filter(|part| !part.is_empty())
+        .map(|part| IoSlice::new(part))
         .collect();
     let mut left = slices.as_mut_slice();
     IoSlice::advance_slices(&mut left, 0);
@@ -103,10 +133,11 @@ fn write_all(stream: &mut impl Write, replies: &[Buffer]) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn buffer(bytes: &[u8]) -> Buffer {
-        let mut buffer = Buffer::default();
-        buffer.put(bytes);
-        buffer
+    fn reply(head: &[u8], body: &[u8]) -> Outgoing {
+        Outgoing {
+            head: head.to_vec().into(),
+            body: body.to_vec().into(),
+        }
     }
 
     /// Takes `at_a_time` bytes per call, and while it is in its first call, somebody else has replies.
@@ -124,9 +155,10 @@ mod tests {
         fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
             self.calls += 1;
             if self.calls == 1 {
-                for reply in [b"second ", b"third  "] {
+                for (head, body) in [("sec", "ond "), ("third  ", "")] {
                     let never = &mut [0_u8; 0][..];
-                    self.outbox.send(buffer(reply), never, self.spare)?;
+                    let left = reply(head.as_bytes(), body.as_bytes());
+                    self.outbox.send(left, never, self.spare)?;
                 }
             }
             let all: Vec<u8> = bufs.iter().flat_map(|buf| buf.to_vec()).collect();
@@ -148,7 +180,9 @@ mod tests {
             written: Vec::new(),
             calls: 0,
         };
-        outbox.send(buffer(b"first "), &mut stream, &spare).unwrap();
+        outbox
+            .send(reply(b"fir", b"st "), &mut stream, &spare)
+            .unwrap();
         assert_eq!(stream.written, b"first second third  ");
         // 6 bytes, then 14 bytes of two replies in steps of 10.
         assert_eq!(stream.calls, 3);
@@ -159,10 +193,10 @@ mod tests {
     fn a_client_that_is_gone_gets_nothing_more() {
         let (outbox, spare) = (Outbox::default(), Spare::default());
         let full = &mut [0_u8; 0][..];
-        let error = outbox.send(buffer(b"x"), full, &spare).unwrap_err();
+        let error = outbox.send(reply(b"x", b""), full, &spare).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WriteZero);
         let mut written = Vec::new();
-        outbox.send(buffer(b"y"), &mut written, &spare).unwrap();
+        outbox.send(reply(b"y", b""), &mut written, &spare).unwrap();
         assert_eq!(written, b"");
     }
 }

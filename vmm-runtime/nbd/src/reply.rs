@@ -1,6 +1,7 @@
 //! Replies: simple ones, and structured ones in chunks.
 
-use crate::buffer::Buffer;
+use paddock_vhd::Buffer;
+
 use crate::handshake::Session;
 use crate::protocol::{
     Command, Request, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, WireError, chunk,
@@ -26,6 +27,18 @@ pub(crate) fn put_chunk(reply: &mut Buffer, request: &Request, flags: u16, kind:
     let header = u128::from(start) << 64 | u128::from(request.cookie);
     reply.put(&header.to_be_bytes());
     reply.put(&length.to_be_bytes());
+}
+
+/// What comes before the data of a read that is answered in one piece.
+pub(crate) fn put_data_header(reply: &mut Buffer, request: &Request, session: &Session) {
+    if !session.structured_replies {
+        put_simple(reply, request, 0);
+        return;
+    }
+    // No overflow: a read is bounded.
+    let length = 8 + request.length;
+    put_chunk(reply, request, chunk::FLAG_DONE, chunk::OFFSET_DATA, length);
+    reply.put(&request.offset.to_be_bytes());
 }
 
 /// A refusal or failure, the only or the last chunk. The message is for whoever reads the client's log.
@@ -79,8 +92,8 @@ mod tests {
         put_simple(&mut reply, &request, 5);
         put_chunk(&mut reply, &request, chunk::FLAG_DONE, chunk::ERROR, 9);
         assert_eq!(
-            reply.as_slice(),
-            b"\x67\x44\x66\x98\0\0\0\x05\x01\x02\x03\x04\x05\x06\x07\x08\
+            *reply,
+            *b"\x67\x44\x66\x98\0\0\0\x05\x01\x02\x03\x04\x05\x06\x07\x08\
               \x66\x8e\x33\xef\0\x01\x80\x01\x01\x02\x03\x04\x05\x06\x07\x08\0\0\0\x09"
         );
     }

@@ -1,14 +1,14 @@
 //! What is done for a request.
 
-use paddock_vhd::{BlockDevice, Extent, ExtentKind, IoError};
+use paddock_vhd::{self as vhd, BlockDevice, Buffer, Extent, ExtentKind, IoError};
 
-use crate::buffer::Buffer;
 use crate::handshake::Session;
+use crate::outbox::Outgoing;
 use crate::protocol::{
     BASE_ALLOCATION_ID, Command, MAX_REQUEST_BYTES, Request, WireError, allocation, chunk,
     command_flag,
 };
-use crate::reply::{put_chunk, put_done, put_error, put_simple};
+use crate::reply::{put_chunk, put_data_header, put_done, put_error};
 
 /// Reads of at least this many bytes ask the disk for holes first, and holes of at least this many bytes are told
 /// instead of sent. Smaller ones cost more to find than to send.
@@ -16,26 +16,90 @@ const HOLE_BYTES: u32 = 64 << 10;
 /// A prefetch reads in steps of this many bytes.
 const CACHE_STEP_BYTES: u32 = 256 << 10;
 
-/// Does what a request asks, with the bytes that came with it, and appends the whole reply. An error of the disk is part
-/// of the reply; it is also returned, for the log.
+/// Does what a request asks, with the bytes that came with it, and appends the whole reply; the data of a read in one
+/// piece go to `apart`, if there is such a buffer, an empty one: at its begin they need not be copied on their way past
+/// the page cache. An error of the disk is part of the reply; it is also returned, for the log.
 pub(crate) fn execute(
     session: &Session,
     request: &Request,
     payload: &[u8],
     reply: &mut Buffer,
+    mut apart: Option<&mut Buffer>,
 ) -> Result<(), IoError> {
     if let Err((error, message)) = check(request, session) {
         put_error(reply, request, session, error, message);
         return Ok(());
     }
     let start = reply.len();
-    let done = work(session, request, payload, reply);
+    let done = work(session, request, payload, reply, apart.as_deref_mut());
     if let Err(error) = &done {
         reply.truncate(start);
-        let number = error.kind().into();
-        put_error(reply, request, session, number, &error.to_string());
+        if let Some(apart) = apart {
+            apart.truncate(0);
+        }
+        put_failure(reply, request, session, error);
     }
     done
+}
+
+/// What a request asks of the disk if that is one call without more ado, for the disk's queue; `payload`, the bytes that
+/// came with it, is empty for a read, and room for what is read. It comes back if the request takes more, or is refused.
+pub(crate) fn single_call(
+    session: &Session,
+    request: &Request,
+    mut payload: Buffer,
+) -> Result<vhd::Request, Buffer> {
+    let offset = request.offset;
+    let whole = !session.structured_replies || request.length < HOLE_BYTES;
+    match request.command {
+        _ if check(request, session).is_err() => Err(payload),
+        Command::Flush => Ok(vhd::Request::Flush),
+        _ if request.length == 0 => Err(payload),
+        Command::Read if whole => {
+            payload.space(request.length as usize);
+            Ok(vhd::Request::Read {
+                offset,
+                buf: payload,
+            })
+        }
+        Command::Write => Ok(vhd::Request::Write {
+            offset,
+            buf: payload,
+            fua: request.flags & command_flag::FUA != 0,
+        }),
+        _ => Err(payload),
+    }
+}
+
+/// The reply to a [`single_call`], once that is over, with the buffer that came back of it; begun in `head`.
+pub(crate) fn reply_to_call(
+    session: &Session,
+    request: &Request,
+    done: Result<Buffer, IoError>,
+    mut head: Buffer,
+) -> Outgoing {
+    let body = match done {
+        Ok(bytes) if request.command == Command::Read => {
+            put_data_header(&mut head, request, session);
+            bytes
+        }
+        Ok(mut written) => {
+            put_done(&mut head, request, session);
+            // Kept for its memory.
+            written.truncate(0);
+            written
+        }
+        Err(error) => {
+            put_failure(&mut head, request, session, &error);
+            Buffer::default()
+        }
+    };
+    Outgoing { head, body }
+}
+
+fn put_failure(reply: &mut Buffer, request: &Request, session: &Session, error: &IoError) {
+    let number = error.kind().into();
+    put_error(reply, request, session, number, &error.to_string());
 }
 
 fn work(
@@ -43,10 +107,11 @@ fn work(
     request: &Request,
     payload: &[u8],
     reply: &mut Buffer,
+    apart: Option<&mut Buffer>,
 ) -> Result<(), IoError> {
     let disk = &*session.export.disk;
     match request.command {
-        Command::Read => return read(disk, request, session, reply),
+        Command::Read => return read(disk, request, session, reply, apart),
         Command::BlockStatus => return block_status(disk, request, session, reply),
         Command::Cache => prefetch(disk, request, reply)?,
         Command::Write => disk.write_at(payload, request.offset)?,
@@ -112,16 +177,21 @@ fn read(
     request: &Request,
     session: &Session,
     reply: &mut Buffer,
+    apart: Option<&mut Buffer>,
 ) -> Result<(), IoError> {
-    if !session.structured_replies {
-        put_simple(reply, request, 0);
-        return disk.read_at(reply.space(request.length as usize), request.offset);
-    }
-    if request.length == 0 {
+    if session.structured_replies && request.length == 0 {
         put_done(reply, request, session);
         return Ok(());
     }
-    let runs = runs(disk, request)?;
+    let runs = match session.structured_replies {
+        true => runs(disk, request)?,
+        false => vec![Run::Data(request.length)],
+    };
+    if let [Run::Data(_)] = *runs {
+        put_data_header(reply, request, session);
+        let bytes = apart.unwrap_or(reply).space(request.length as usize);
+        return disk.read_at(bytes, request.offset);
+    }
     let last = runs.len() - 1;
     let mut offset = request.offset;
     for (index, run) in runs.into_iter().enumerate() {

@@ -2,12 +2,15 @@
 
 #![allow(clippy::unwrap_used)] // A test that cannot go on fails.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use paddock_nbd::{Export, Server};
-use paddock_vhd::{Access, BlockDevice, CreateOptions, DiskSize, DiskType, Gate, Pool, Vhd};
+use paddock_vhd::{
+    Access, BlockDevice, CreateOptions, DiskSize, DiskType, OpenError, OpenOptions, Pool, Vhd,
+};
 
 /// Four blocks of 2 MiB.
 const SIZE: u64 = 8 << 20;
@@ -20,6 +23,11 @@ struct Served {
 }
 
 fn serve(read_only: bool) -> Served {
+    serve_with(read_only, false).unwrap()
+}
+
+/// `direct`: past the page cache. `None` if the file system can't.
+fn serve_with(read_only: bool, direct: bool) -> Option<Served> {
     let directory = tempfile::tempdir().unwrap();
     let pool = Pool::open(directory.path()).unwrap();
     let size = DiskSize::from_bytes(SIZE).unwrap();
@@ -28,19 +36,24 @@ fn serve(read_only: bool) -> Served {
         .unwrap()
         .close()
         .unwrap();
-    let disk = Vhd::open(&pool, "disk.vhd", Access::ReadWrite, Gate::open()).unwrap();
-    let disk = Arc::new(disk);
+    let options = OpenOptions::new(Access::ReadWrite).direct(direct);
+    let disk = match options.open(&pool, "disk.vhd") {
+        Err(OpenError::Io { source, .. }) if source.kind() == ErrorKind::Unsupported => {
+            return None;
+        }
+        opened => Arc::new(opened.unwrap()),
+    };
     let exports = vec![Export {
         read_only,
         description: "a dynamic disk".to_owned(),
         ..Export::new("root", disk.clone())
     }];
     let server = Server::unix(&directory.path().join("s"), exports).unwrap();
-    Served {
+    Some(Served {
         directory,
         disk,
         server,
-    }
+    })
 }
 
 impl Served {
@@ -298,7 +311,16 @@ fn fio_reads_back_what_it_wrote() {
         skipped("fio with its nbd engine is not installed");
         return;
     }
-    let served = serve(false);
+    for direct in [false, true] {
+        let Some(served) = serve_with(false, direct) else {
+            skipped("the file system has no O_DIRECT");
+            continue;
+        };
+        fio_verifies(served);
+    }
+}
+
+fn fio_verifies(served: Served) {
     run(
         "fio",
         &[

@@ -34,8 +34,12 @@ pub(crate) enum Reader {
     VhdReadOnly,
     /// `vhd serve --from raw`
     VhdRaw,
+    /// `vhd serve --uncached`
+    VhdUncached,
     /// `qemu-nbd -f vpc`, `qcow2`, `raw`
     Qemu(&'static str),
+    /// The same, past the page cache.
+    QemuUncached(&'static str),
 }
 
 /// A program that has ended.
@@ -80,17 +84,21 @@ impl Programs {
             Reader::Vhd => self.vhd(["serve"]),
             Reader::VhdReadOnly => self.vhd(["serve", "--read-only"]),
             Reader::VhdRaw => self.vhd(["serve", "--from", "raw"]),
-            Reader::Qemu(format) => {
-                let mut command = Command::new("qemu-nbd");
-                // As many clients as come, as long as the bench likes; the page cache, as ours.
-                command.args(["--persistent", "--shared=16", "--cache=writeback"]);
-                command.args(["--discard=unmap", "--format", format]);
-                command
-            }
+            Reader::VhdUncached => self.vhd(["serve", "--uncached"]),
+            Reader::Qemu(format) => qemu_nbd(format, &["--cache=writeback"]),
+            Reader::QemuUncached(format) => qemu_nbd(format, &["--cache=none", "--aio=io_uring"]),
         };
         command.arg("--socket").arg(socket).arg(file);
         Server::start(command, socket, file)
     }
+}
+
+/// For as many clients as come, as long as the bench likes.
+fn qemu_nbd(format: &str, cache: &[&str]) -> Command {
+    let mut command = Command::new("qemu-nbd");
+    command.args(["--persistent", "--shared=16", "--discard=unmap"]);
+    command.args(["--format", format]).args(cache);
+    command
 }
 
 /// Runs a program to its end. It must succeed.

@@ -89,7 +89,7 @@ impl<'a> Bench<'a> {
         Ok(target)
     }
 
-    /// Reading and overwriting what is there, in the page cache.
+    /// Reading and overwriting what is there, in the page cache and past it.
     fn served_disks(&mut self) -> Result<()> {
         let small = [
             ("4k random overwrite, depth 1", "randwrite", 1),
@@ -102,8 +102,16 @@ impl<'a> Bench<'a> {
             ("1 MiB sequential read, depth 4", "read"),
             ("1 MiB sequential write, depth 4", "write"),
         ];
+        let past_cache = [
+            (
+                "past the page cache: 4k random overwrite, depth 32",
+                "randwrite",
+            ),
+            ("past the page cache: 4k random read, depth 32", "randread"),
+        ];
         if !self.wants(&small.map(|(name, ..)| name))
             && !self.wants(&sequential.map(|(name, _)| name))
+            && !self.wants(&past_cache.map(|(name, _)| name))
             && !self.wants(&[flushed])
         {
             return Ok(());
@@ -161,6 +169,20 @@ impl<'a> Bench<'a> {
             self.add(name, "MiB/s", &contenders, &goals, |who| {
                 let (reader, file) = of(who);
                 serve.warm_to_fio(reader, file, load)
+            })?;
+        }
+        let uncached = [VHD, QEMU_VPC, QEMU_RAW];
+        let of = |who: &str| match who {
+            VHD => (Reader::VhdUncached, &vhd),
+            QEMU_VPC => (Reader::QemuUncached("vpc"), &vpc),
+            _ => (Reader::QemuUncached("raw"), &raw),
+        };
+        for (name, pattern) in past_cache {
+            let load = Load::small(pattern, 32, size, seconds);
+            let goals = [Goal::Past(QEMU_VPC)];
+            self.add(name, "IOPS", &uncached, &goals, |who| {
+                let (reader, file) = of(who);
+                serve.to_fio(reader, file, load)
             })?;
         }
         ["served.img", "served.vhd", "served.vpc"]

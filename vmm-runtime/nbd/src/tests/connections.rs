@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Client, DISCONNECT, FLUSH, READ, Setup, WRITE, serve};
+use super::{Client, DISCONNECT, FLUSH, READ, Setup, TRIM, WRITE, ZERO, serve};
 use crate::memory_disk::{Call, MemoryDisk};
 use crate::{MAX_CONNECTIONS, MAX_REQUEST_BYTES};
 
@@ -142,6 +142,23 @@ fn a_client_that_disconnects_gets_what_a_worker_still_has() {
     release.send(()).unwrap();
     assert_eq!(client.simple_reply(1), 0);
     assert!(client.is_closed());
+    setup.server.stop();
+}
+
+#[test]
+fn a_disk_that_panics_leaves_no_client_waiting() {
+    let setup = serve(MemoryDisk::hooked(1 << 20, |call| match call {
+        Call::Flush | Call::Discard(..) => panic!("on purpose"),
+        _ => Ok(()),
+    }));
+    let mut client = setup.connect_simple();
+    assert_eq!(client.call(0, FLUSH, 0, 0), 5);
+    assert_eq!(client.call(0, FLUSH, 0, 0), 5);
+    // Not by a call of the queue's own: only the connection can tell.
+    client.send(0, TRIM, 1, 0, 512);
+    assert!(client.is_closed());
+    let mut other = setup.connect_simple();
+    assert_eq!(other.call(0, ZERO, 0, 512), 0);
     setup.server.stop();
 }
 

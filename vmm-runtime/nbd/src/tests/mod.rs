@@ -2,6 +2,7 @@
 
 mod connections;
 mod handshake;
+mod past_cache;
 mod requests;
 
 use std::io::{Read, Write};
@@ -146,6 +147,12 @@ impl Client {
         let error = self.u32();
         assert_eq!(u64::from_be_bytes(self.bytes()), cookie);
         error
+    }
+
+    /// The cookie of whatever simple reply comes next, which must be without an error.
+    fn any_simple_reply(&mut self) -> u64 {
+        assert_eq!((self.u32(), self.u32()), (0x67446698, 0));
+        u64::from_be_bytes(self.bytes())
     }
 
     /// The type and the content of a structured reply of one chunk.

@@ -4,7 +4,8 @@ use std::ops::{Deref, DerefMut};
 
 /// A buffer for a request. Its bytes begin at a multiple of
 /// [`Buffer::ALIGNMENT`], so that they need not be copied on their way past
-/// the page cache; unless it was made of a vector, which stays as it is.
+/// the page cache; unless it was made of a vector, which stays as it is until
+/// it grows. May be used again: what is forgotten leaves its room.
 #[derive(Default)]
 pub struct Buffer {
     bytes: Vec<u8>,
@@ -24,6 +25,36 @@ impl Buffer {
         // An address that can't be told leaves the buffer unaligned.
         let start = if start < Buffer::ALIGNMENT { start } else { 0 };
         Buffer { bytes, start, len }
+    }
+
+    /// The memory it takes, in bytes.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Forgets what is behind the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Appends `len` bytes for the caller to fill: zeros, or what an earlier
+    /// use has left.
+    pub fn space(&mut self, len: usize) -> &mut [u8] {
+        let used = self.len;
+        let needed = used.saturating_add(len);
+        if self.bytes.len() - self.start < needed {
+            let mut larger = Buffer::new(needed.max(used.saturating_mul(2)));
+            larger.truncate(used);
+            larger.copy_from_slice(self);
+            *self = larger;
+        }
+        self.len = needed;
+        &mut self[used..]
+    }
+
+    /// Appends bytes.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.space(bytes.len()).copy_from_slice(bytes);
     }
 }
 
@@ -89,5 +120,30 @@ mod tests {
             assert_eq!(moved.as_ptr() as usize % 4096, 0);
         }
         assert_eq!(*Buffer::from(vec![1, 2, 3]), [1, 2, 3]);
+    }
+
+    #[test]
+    fn buffers_grow_and_are_used_again() {
+        let mut buffer = Buffer::from(b"header".to_vec());
+        buffer.space(3).fill(7);
+        assert_eq!(*buffer, *b"header\x07\x07\x07");
+        assert_eq!(buffer.as_ptr() as usize % 4096, 0);
+        buffer.truncate(100);
+        buffer.truncate(6);
+        buffer.put(b"x");
+        assert_eq!(*buffer, *b"headerx");
+        let room = buffer.capacity();
+        for byte in 0..100_000_u32 {
+            buffer.put(&[byte as u8]);
+        }
+        assert_eq!(buffer.len(), 100_007);
+        assert_eq!(buffer[..8], *b"headerx\0");
+        assert_eq!(buffer[100_006], (99_999_u32 % 256) as u8);
+        assert_eq!(buffer.as_ptr() as usize % 4096, 0);
+        assert!(buffer.capacity() > room && buffer.capacity() < 300_000);
+        buffer.truncate(0);
+        let at = buffer.as_ptr();
+        assert_eq!(buffer.space(100_000).len(), 100_000);
+        assert_eq!(buffer.as_ptr(), at, "the room was there");
     }
 }

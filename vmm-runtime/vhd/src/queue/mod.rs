@@ -19,6 +19,7 @@ use std::io::{self, IoSliceMut};
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::io::ReadWriteFlags;
 
@@ -83,6 +84,9 @@ pub struct Reply {
     pub buf: Buffer,
     /// The answer to a block status request; empty for others.
     pub extents: Vec<Extent>,
+    /// How long the disk took for it, without the time that it waited for a
+    /// thread.
+    pub took: Duration,
 }
 
 /// By which means requests are carried out.
@@ -128,8 +132,7 @@ impl Default for QueueOptions {
     }
 }
 
-/// What is done when a request is over. Must not block, nor submit to the
-/// same queue: it may run in a thread that others wait for.
+/// What is done when a request is over. Must not submit to the same queue.
 type Completion = Box<dyn FnOnce(Result<Reply, IoError>) + Send>;
 
 /// Carries out requests to a disk. Requests in flight at the same time are in
@@ -242,8 +245,9 @@ impl Queue {
 
     /// Submits a request, once fewer than [`QueueOptions::depth`] are in
     /// flight. `completion` is called when it is over, by any thread, this
-    /// one included, maybe before this call returns. It must neither block
-    /// nor submit to this queue.
+    /// one included, maybe before this call returns. It must not submit to
+    /// this queue, and for as long as it waits for something, other requests
+    /// of this queue may wait for it.
     pub fn submit(
         &self,
         request: Request,
@@ -258,6 +262,14 @@ impl Queue {
             return;
         };
         self.shared.carry_out(&self.pool, job);
+    }
+
+    /// Has a thread do something with the disk that takes several of its
+    /// calls, once fewer than [`QueueOptions::depth`] requests are in flight:
+    /// it counts as one. What holds for completions holds for `work`.
+    pub fn run(&self, work: impl FnOnce(&dyn BlockDevice) + Send + 'static) {
+        self.shared.in_flight.enter();
+        self.pool.push(&self.shared, Task::Work(Box::new(work)));
     }
 
     /// Does or submits what lies in one piece in one file. Returns the rest.
@@ -285,10 +297,12 @@ impl Queue {
                 completion,
             } => {
                 let try_cache = place.alignment == 1 && self.backend != Backend::IoUring;
+                let started = Instant::now();
                 if try_cache && is_cached(&place, &mut buf) {
                     drop(place);
                     let reply = Reply {
                         buf,
+                        took: started.elapsed(),
                         ..Reply::default()
                     };
                     self.shared.finish(completion, Ok(reply));
@@ -352,6 +366,15 @@ struct Job {
     completion: Completion,
 }
 
+/// Several calls of a disk's.
+type Work = Box<dyn FnOnce(&dyn BlockDevice) + Send>;
+
+/// What a thread of the pool does.
+enum Task {
+    Request(Job),
+    Work(Work),
+}
+
 impl Shared {
     /// Has a request carried out by the pool.
     fn carry_out(self: &Arc<Shared>, pool: &Arc<Pool>, mut job: Job) {
@@ -364,7 +387,7 @@ impl Shared {
             // It is among those that wait.
             job.completion = Box::new(|_| {});
         }
-        pool.push(self, job);
+        pool.push(self, Task::Request(job));
     }
 
     fn flushes(&self) -> MutexGuard<'_, Flushes> {
@@ -383,9 +406,14 @@ impl Shared {
                 }
                 std::mem::take(&mut flushes.waiting)
             };
-            let result = self.disk.flush();
+            let started = Instant::now();
+            let result = unless_it_panics(|| self.disk.flush());
+            let took = started.elapsed();
             for completion in waiting {
-                let result = result.clone().map(|()| Reply::default());
+                let result = result.clone().map(|()| Reply {
+                    took,
+                    ..Reply::default()
+                });
                 let finish = || self.finish(completion, result);
                 // See the pool: a panic is its owner's business.
                 let _ = catch_unwind(AssertUnwindSafe(finish));
@@ -393,8 +421,19 @@ impl Shared {
         }
     }
 
+    fn execute(&self, task: Task) {
+        match task {
+            Task::Request(job) => self.answer(job),
+            Task::Work(work) => {
+                let leaving = Leaving(&self.in_flight);
+                work(&*self.disk);
+                drop(leaving);
+            }
+        }
+    }
+
     /// Carries a request out with the disk's own calls.
-    fn execute(&self, job: Job) {
+    fn answer(&self, job: Job) {
         let Job {
             request,
             completion,
@@ -405,36 +444,38 @@ impl Shared {
         }
         // Whatever happens to it.
         let leaving = Leaving(&self.in_flight);
-        let disk = &self.disk;
-        let mut reply = Reply::default();
-        let mut durable = false;
-        let result = match request {
-            Request::Read { offset, mut buf } => {
-                let result = disk.read_at(&mut buf, offset);
-                reply.buf = buf;
-                result
+        let disk = &*self.disk;
+        let started = Instant::now();
+        let result = unless_it_panics(move || {
+            let mut reply = Reply::default();
+            let mut durable = false;
+            match request {
+                Request::Read { offset, mut buf } => {
+                    disk.read_at(&mut buf, offset)?;
+                    reply.buf = buf;
+                }
+                Request::Write { offset, buf, fua } => {
+                    disk.write_at(&buf, offset)?;
+                    reply.buf = buf;
+                    durable = fua;
+                }
+                Request::Flush => durable = true,
+                Request::Discard { offset, len } => disk.discard(offset, len)?,
+                Request::WriteZeroes { offset, len, fua } => {
+                    disk.write_zeroes(offset, len)?;
+                    durable = fua;
+                }
+                Request::BlockStatus { offset, len } => {
+                    reply.extents = disk.block_status(offset, len)?;
+                }
             }
-            Request::Write { offset, buf, fua } => {
-                let result = disk.write_at(&buf, offset);
-                reply.buf = buf;
-                durable = fua;
-                result
+            if durable {
+                disk.flush()?;
             }
-            Request::Flush => disk.flush(),
-            Request::Discard { offset, len } => disk.discard(offset, len),
-            Request::WriteZeroes { offset, len, fua } => {
-                durable = fua;
-                disk.write_zeroes(offset, len)
-            }
-            Request::BlockStatus { offset, len } => disk
-                .block_status(offset, len)
-                .map(|extents| reply.extents = extents),
-        };
-        let result = match result {
-            Ok(()) if durable => disk.flush(),
-            result => result,
-        };
-        completion(result.map(|()| reply));
+            Ok(reply)
+        });
+        let took = started.elapsed();
+        completion(result.map(|reply| Reply { took, ..reply }));
         drop(leaving);
     }
 
@@ -443,6 +484,18 @@ impl Shared {
         let _leaving = Leaving(&self.in_flight);
         completion(result);
     }
+}
+
+/// What a disk says, or an error in its stead: whoever has asked waits for an
+/// answer.
+fn unless_it_panics<T>(call: impl FnOnce() -> Result<T, IoError>) -> Result<T, IoError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        Err(IoError::Io {
+            disk: "a disk".into(),
+            operation: "carry out a request",
+            source: Arc::new(io::Error::other("it panicked, see the log")),
+        })
+    })
 }
 
 /// Counts requests.

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use super::{Job, Shared};
+use super::{Shared, Task};
 
 /// Of the threads; none recurses deeper than a chain is long.
 const STACK_BYTES: usize = 512 << 10;
@@ -34,7 +34,7 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct State {
     /// No more than the queue's depth.
-    jobs: VecDeque<(Arc<Shared>, Job)>,
+    tasks: VecDeque<(Arc<Shared>, Task)>,
     idle: usize,
     threads: Vec<JoinHandle<()>>,
     ending: bool,
@@ -69,10 +69,10 @@ impl Pool {
 
     /// Has a request carried out by a thread; by this one if there is none
     /// and none can be started.
-    pub(super) fn push(self: &Arc<Pool>, shared: &Arc<Shared>, job: Job) {
+    pub(super) fn push(self: &Arc<Pool>, shared: &Arc<Shared>, task: Task) {
         let mut state = self.lock();
-        state.jobs.push_back((Arc::clone(shared), job));
-        if state.idle >= state.jobs.len() {
+        state.tasks.push_back((Arc::clone(shared), task));
+        if state.idle >= state.tasks.len() {
             self.more.notify_one();
             return;
         }
@@ -80,10 +80,10 @@ impl Pool {
             state.threads.extend(self.thread().ok());
         }
         if state.threads.is_empty()
-            && let Some((shared, job)) = state.jobs.pop_front()
+            && let Some((shared, task)) = state.tasks.pop_front()
         {
             drop(state);
-            shared.execute(job);
+            shared.execute(task);
             return;
         }
         self.more.notify_one();
@@ -92,12 +92,12 @@ impl Pool {
     fn work(&self) {
         let mut state = self.lock();
         loop {
-            if let Some((shared, job)) = state.jobs.pop_front() {
+            if let Some((shared, task)) = state.tasks.pop_front() {
                 drop(state);
                 // A completion that panics is its owner's business, and must
                 // not take a thread from the others.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    shared.execute(job);
+                    shared.execute(task);
                 }));
                 state = self.lock();
             } else if state.ending {

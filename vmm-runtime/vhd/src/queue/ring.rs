@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
 use io_uring::{EnterFlags, IoUring, opcode, types};
 
@@ -27,6 +28,7 @@ const END: u64 = u64::MAX;
 pub(super) struct Flight {
     place: Place,
     job: Job,
+    started: Instant,
 }
 
 impl Flight {
@@ -44,7 +46,11 @@ impl Flight {
         {
             return Err(job);
         }
-        Ok(Flight { place, job })
+        Ok(Flight {
+            place,
+            job,
+            started: Instant::now(),
+        })
     }
 
     pub(super) fn into_job(self) -> Job {
@@ -283,7 +289,12 @@ impl RingShared {
     }
 
     fn complete(&self, index: usize, result: i32) {
-        let Some(Flight { place, job }) = self.flights().take(index) else {
+        let Some(Flight {
+            place,
+            job,
+            started,
+        }) = self.flights().take(index)
+        else {
             return;
         };
         let (Request::Read { buf, .. } | Request::Write { buf, .. }) = &job.request else {
@@ -304,6 +315,7 @@ impl RingShared {
             } if complete => {
                 let reply = Reply {
                     buf,
+                    took: started.elapsed(),
                     ..Reply::default()
                 };
                 let finish = || self.queue.finish(completion, Ok(reply));

@@ -187,7 +187,8 @@ fn run(seed: u64, kind: &'static str, backend: Backend, direct: bool) {
         for _ in 0..16 {
             let (expected, status, result) =
                 receiver.recv_timeout(Duration::from_secs(60)).unwrap();
-            let reply = result.unwrap();
+            let mut reply = result.unwrap();
+            reply.took = Duration::ZERO;
             if status {
                 for extent in reply.extents {
                     let end = extent.offset + extent.len;
@@ -575,6 +576,92 @@ fn the_number_in_flight_is_bounded_and_dropping_waits_for_it() {
     assert_eq!(told.load(Ordering::SeqCst), 500);
     let most = device.most.load(Ordering::SeqCst);
     assert!((1..=2).contains(&most), "{most} at once");
+}
+
+#[test]
+fn work_of_several_calls_counts_as_one_request() {
+    let device = Arc::new(Counting::default());
+    let options = QueueOptions {
+        depth: 2,
+        threads: 8,
+        backend: Backend::Threads,
+    };
+    let queue = Queue::new(device.clone(), options).unwrap();
+    let (sender, receiver) = channel();
+    for len in 1..=100 {
+        let sender = sender.clone();
+        queue.run(move |disk| {
+            let mut bytes = vec![0; len];
+            let done = disk.read_at(&mut bytes, 0);
+            let again = disk.write_at(&bytes, 0).unwrap_err();
+            sender.send((bytes, done.is_ok(), again.kind())).unwrap();
+        });
+    }
+    queue.run(|_| panic!("on purpose"));
+    drop(queue);
+    let mut seen: Vec<_> = receiver.try_iter().collect();
+    seen.sort_by_key(|(bytes, ..)| bytes.len());
+    let expected = |len| (vec![9; len], true, IoErrorKind::ReadOnly);
+    assert_eq!(seen, (1..=100).map(expected).collect::<Vec<_>>());
+    assert!(device.most.load(Ordering::SeqCst) <= 2);
+}
+
+/// A disk that is broken in itself.
+struct Panicking;
+
+impl BlockDevice for Panicking {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<(), IoError> {
+        panic!("on purpose")
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> Result<(), IoError> {
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), IoError> {
+        panic!("on purpose")
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<(), IoError> {
+        panic!("on purpose")
+    }
+    fn write_zeroes(&self, _: u64, _: u64) -> Result<(), IoError> {
+        panic!("on purpose")
+    }
+    fn block_status(&self, _: u64, _: u64) -> Result<Vec<Extent>, IoError> {
+        panic!("on purpose")
+    }
+}
+
+#[test]
+fn every_request_is_answered_even_if_the_disk_panics() {
+    let device: Arc<dyn BlockDevice> = Arc::new(Panicking);
+    let queue = Queue::new(device, options(Backend::Threads)).unwrap();
+    let (offset, len, fua) = (0, 3, true);
+    let requests = [
+        Request::Read {
+            offset,
+            buf: Buffer::new(3),
+        },
+        Request::Write {
+            offset,
+            buf: Buffer::new(3),
+            fua,
+        },
+        Request::Flush,
+        Request::Flush,
+        Request::Discard { offset, len },
+        Request::WriteZeroes { offset, len, fua },
+        Request::BlockStatus { offset, len },
+    ];
+    for request in requests {
+        let said = ask(&queue, request.clone()).unwrap_err().to_string();
+        assert!(said.contains("panicked"), "{request:?}: {said}");
+    }
+    drop(queue);
 }
 
 #[test]
