@@ -410,7 +410,7 @@ fn resizing(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
         for access in [Access::ReadOnly, Access::ReadWrite] {
             let found = content(pool, "a.vhd", access)?;
             let (old, grown) = found.split_at(MIB as usize);
-            if old != bytes || grown.iter().any(|&byte| byte != 0) {
+            if old != bytes || grown != vec![0; grown.len()] {
                 return Err("it shows something else".to_owned());
             }
         }
@@ -481,7 +481,7 @@ fn using(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
     let look = |pool: &Pool| {
         let found = content(pool, "a.vhd", Access::ReadWrite)?;
         let (written, rest) = found.split_at(bytes.len());
-        if rest.iter().any(|&byte| byte != 0) {
+        if rest != vec![0; rest.len()] {
             return Err("it shows something else".to_owned());
         }
         match written == bytes {

@@ -217,11 +217,13 @@ pub(crate) fn read_folder(dir: &Path) -> Folder {
 /// Puts files into an empty folder.
 pub(crate) fn write_folder(folder: &Folder, dir: &Path) {
     const PIECE: usize = 64 << 10;
+    // Compared at once: byte by byte takes longer than all else in these tests.
+    static ZEROS: [u8; PIECE] = [0; PIECE];
     for (name, (bytes, modified)) in folder {
         let file = File::create_new(dir.join(name)).unwrap();
         file.set_len(bytes.len() as u64).unwrap();
         for (index, piece) in bytes.chunks(PIECE).enumerate() {
-            if piece.iter().any(|&byte| byte != 0) {
+            if piece != &ZEROS[..piece.len()] {
                 file.write_all_at(piece, (index * PIECE) as u64).unwrap();
             }
         }
