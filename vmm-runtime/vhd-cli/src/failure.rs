@@ -260,6 +260,7 @@ impl From<CreateError> for Failure {
             }
             CreateError::InUse { .. } => Exit::Busy,
             CreateError::NoSpace { .. } => Exit::NoRoom,
+            CreateError::Cancelled => return Failure::cancelled(),
             CreateError::Io { ref source, .. } => Exit::of_io(source),
             _ => Exit::WrongUse,
         };

@@ -384,6 +384,7 @@ fn main() {
                     size: None,
                     sha256: None,
                     unique_id: None,
+                    gate: Gate::open(),
                 };
                 let report = import_raw(&source, &pool, "imported.vhd", &options, all).unwrap();
                 let time = started.elapsed().as_secs_f64();
@@ -396,7 +397,16 @@ fn main() {
                 remove("exported.raw");
                 let started = Instant::now();
                 let search = ParentSearch::new();
-                export_raw(&pool, "imported.vhd", &pool, "exported.raw", &search, all).unwrap();
+                export_raw(
+                    &pool,
+                    "imported.vhd",
+                    &pool,
+                    "exported.raw",
+                    Gate::open(),
+                    &search,
+                    all,
+                )
+                .unwrap();
                 println!("export: {:.2} s", started.elapsed().as_secs_f64());
             }
             "check" => {

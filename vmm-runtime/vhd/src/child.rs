@@ -25,15 +25,18 @@ pub struct ChildOptions {
     pub created: SystemTime,
     /// Where the parent's own parents are looked for.
     pub search: ParentSearch,
+    /// As of [`CreateOptions`](crate::CreateOptions).
+    pub gate: Gate,
 }
 
 impl ChildOptions {
-    /// A child with a random identity, created now.
+    /// A child with a random identity, created now, with a gate that is open.
     pub fn new() -> ChildOptions {
         ChildOptions {
             unique_id: Uuid::new_v4(),
             created: SystemTime::now(),
             search: ParentSearch::new(),
+            gate: Gate::open(),
         }
     }
 }
@@ -46,8 +49,7 @@ impl Default for ChildOptions {
 
 impl Vhd {
     /// Creates the differencing disk `rel` over the disk `parent_rel` of
-    /// `parent_pool`, and opens it for writing, with a gate that is open. It
-    /// has the parent's size and, at first, the parent's content. As for
+    /// `parent_pool`, and opens it for writing. It has the parent's size and, at first, the parent's content. As for
     /// [`Vhd::create`], the file gets its name when it is complete.
     ///
     /// The child keeps the parent's identity and time of modification, the
@@ -91,10 +93,10 @@ impl Vhd {
             created: options.created,
             block_size: BLOCK_SIZE,
             parent: Some(link),
-            gate: Gate::open(),
+            gate: options.gate.clone(),
         };
         let (image, locks) = parent.into_parent();
-        let nothing = &mut || ControlFlow::Continue(());
+        let nothing = &mut |_| ControlFlow::Continue(());
         let (parent, data) = (Some(image), None);
         NewDisk::begin_over(pool, rel, &blueprint, data, parent, locks, nothing)?.finish()
     }

@@ -92,8 +92,7 @@ pub fn convert(
         parent: None,
         gate,
     };
-    let to_target = OperationError::io(target);
-    drop(blueprint.gate.enter().map_err(&to_target)?);
+    drop(blueprint.gate.enter().map_err(OperationError::io(target))?);
     let room = data_room(&*source.image, Room::in_blocks(BLOCK_SIZE));
     let data = room.map_err(OperationError::io(rel))?;
     let new = NewDisk::begin_over(
@@ -103,7 +102,7 @@ pub fn convert(
         Some(data),
         None,
         Vec::new(),
-        &mut || {
+        &mut |_| {
             progress(Progress {
                 done: 0,
                 total: blueprint.size,
@@ -112,10 +111,7 @@ pub fn convert(
     )?;
     let to = Device(new.image());
     let written_bytes = copy(&*source.image, rel, target, &to, progress)?;
-    new.seal()?;
-    let pass = blueprint.gate.enter().map_err(&to_target)?;
-    drop(new.publish()?);
-    drop(pass);
+    drop(new.finish()?);
     Ok(CopyReport {
         size: blueprint.size,
         written_bytes,
@@ -129,6 +125,7 @@ pub fn export_raw(
     rel: impl AsRef<Path>,
     target_pool: &Pool,
     target: impl AsRef<Path>,
+    gate: Gate,
     search: &ParentSearch,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<CopyReport, OperationError> {
@@ -147,13 +144,15 @@ pub fn export_raw(
     let mut names = Names::take(target_pool, target)?;
     let file = names.create()?;
     let name = target.to_string_lossy();
-    let backing = Backing::new(Box::new(FileStorage::new(file)), Gate::open(), &name);
+    let backing = Backing::new(Box::new(FileStorage::new(file)), gate.clone(), &name);
     let to_target = OperationError::io(target);
     backing.set_len(size).map_err(&to_target)?;
     let to = Raw(&backing);
     let written_bytes = copy(&*source.image, rel, target, &to, progress)?;
     backing.sync().map_err(&to_target)?;
+    let pass = gate.enter().map_err(&to_target)?;
     names.publish()?;
+    drop(pass);
     // A raw image has no lock file.
     if let Some(lock) = names.lock.take() {
         lock.remove()?;

@@ -9,8 +9,10 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
+use crate::block::IoError;
 use crate::error::OpenError;
 use crate::format::DiskType;
+use crate::gate::Gate;
 use crate::pool::PoolError;
 use crate::size::DiskSize;
 
@@ -30,16 +32,20 @@ pub struct CreateOptions {
     pub unique_id: Uuid,
     /// The time of creation; the format keeps whole seconds from 2000 on.
     pub created: SystemTime,
+    /// What every write passes, the naming of the disk, and what is written
+    /// to it while it is open.
+    pub gate: Gate,
 }
 
 impl CreateOptions {
-    /// A disk with a random identity, created now.
+    /// A disk with a random identity, created now, with a gate that is open.
     pub fn new(disk_type: DiskType, size: DiskSize) -> CreateOptions {
         CreateOptions {
             disk_type,
             size,
             unique_id: Uuid::new_v4(),
             created: SystemTime::now(),
+            gate: Gate::open(),
         }
     }
 }
@@ -92,6 +98,12 @@ pub enum CreateError {
     /// The progress callback said to stop.
     #[error("the creation was cancelled")]
     Cancelled,
+    /// The gate was closed, or its deadline passed.
+    #[error("{}: {}", path.display(), IoError::GateClosed)]
+    GateClosed {
+        /// The file.
+        path: PathBuf,
+    },
     /// The system refused.
     #[error("{}: {operation}: {source}", path.display())]
     Io {

@@ -211,6 +211,7 @@ fn importing(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
         size: Some(DiskSize::MIN),
         sha256: None,
         unique_id: None,
+        gate: Gate::open(),
     };
     let run = |pool: &Pool| {
         let source = File::open(source.path()).unwrap();

@@ -17,6 +17,7 @@ use crate::create::{CreateError, CreateOptions, NewDisk};
 use crate::format::bat::BLOCK_SIZE;
 use crate::format::footer::{self, Footer};
 use crate::format::{DiskType, SECTOR, foreign};
+use crate::gate::Gate;
 use crate::image::Image;
 use crate::pool::Pool;
 use crate::room::Room;
@@ -36,6 +37,8 @@ pub struct ImportOptions {
     /// The identity of the new disk, by which an import that was cut short
     /// after its end is recognised. `None`: a random one.
     pub unique_id: Option<Uuid>,
+    /// What every write passes, and the naming of the disk.
+    pub gate: Gate,
 }
 
 /// How far a long operation has come.
@@ -123,6 +126,10 @@ impl From<CreateError> for ImportError {
     fn from(error: CreateError) -> ImportError {
         match error {
             CreateError::Cancelled => ImportError::Cancelled,
+            CreateError::GateClosed { path } => ImportError::Write {
+                path,
+                source: IoError::GateClosed,
+            },
             error => ImportError::Create(error),
         }
     }
@@ -157,6 +164,7 @@ pub fn import_raw(
     refuse_formats(source, total)?;
     let runs = DataRuns { source, total };
     let mut create = CreateOptions::new(options.disk_type, size);
+    create.gate = options.gate.clone();
     if let Some(unique_id) = options.unique_id {
         create.unique_id = unique_id;
     }
@@ -164,7 +172,7 @@ pub fn import_raw(
         DiskType::Dynamic => Some(runs.room()?),
         _ => None,
     };
-    let disk = NewDisk::begin(pool, rel, &create, data, &mut || {
+    let disk = NewDisk::begin(pool, rel, &create, data, &mut |_| {
         progress(Progress { done: 0, total })
     })?;
     // Where the kernel can't be told, it finds out by itself.

@@ -24,6 +24,7 @@ use crate::create::{CreateError, CreateOptions, Names, NewDisk};
 use crate::error::OpenError;
 use crate::format::DiskType;
 use crate::format::bat::BLOCK_SIZE;
+use crate::gate::Gate;
 use crate::import::Progress;
 use crate::lock::{Mode, Sidecar};
 use crate::operation::{OperationError, report};
@@ -162,6 +163,7 @@ pub fn import_linked(
     rel: impl AsRef<Path>,
     target_pool: &Pool,
     target: impl AsRef<Path>,
+    gate: Gate,
     options: &ConvertOptions,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<CopyReport, OperationError> {
@@ -171,6 +173,7 @@ pub fn import_linked(
         rel.as_ref(),
         target_pool,
         target.as_ref(),
+        gate,
         options,
         progress,
     )
@@ -184,6 +187,7 @@ fn import(
     rel: &Path,
     target_pool: &Pool,
     target: &Path,
+    gate: Gate,
     options: &ConvertOptions,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<CopyReport, OperationError> {
@@ -197,13 +201,14 @@ fn import(
         size,
         unique_id: options.unique_id,
         created: options.created,
+        gate,
     };
     let data = (options.disk_type == DiskType::Dynamic).then(|| {
         let mut room = Room::in_blocks(BLOCK_SIZE);
         room.add(0..total);
         room.bytes()
     });
-    let new = NewDisk::begin(target_pool, target, &create, data, &mut || {
+    let new = NewDisk::begin(target_pool, target, &create, data, &mut |_| {
         progress(Progress { done: 0, total })
     })?;
     let to_target = OperationError::io(target);

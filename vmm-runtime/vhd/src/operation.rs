@@ -65,6 +65,10 @@ impl From<CreateError> for OperationError {
     fn from(error: CreateError) -> OperationError {
         match error {
             CreateError::Cancelled => OperationError::Cancelled,
+            CreateError::GateClosed { path } => OperationError::Io {
+                path,
+                source: IoError::GateClosed,
+            },
             error => OperationError::Create(error),
         }
     }

@@ -52,11 +52,13 @@ pub struct RepairReport {
 /// Needs one of the two footers and the dynamic header: what is worse is
 /// refused. So is a disk that names a place behind the end of its file for
 /// the way to its parent: [`reparent`](crate::reparent) it, nothing else may be wrong. A fixed disk has nothing that could be repaired. The file system
-/// needs room for all blocks that are left, and is asked first.
+/// needs room for all blocks that are left, and is asked first. All that is
+/// written passes `gate`, and so does the naming of the new disk.
 pub fn repair(
     pool: &Pool,
     rel: impl AsRef<Path>,
     target: impl AsRef<Path>,
+    gate: Gate,
     search: &ParentSearch,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<RepairReport, OperationError> {
@@ -84,7 +86,7 @@ pub fn repair(
         created: found.footer.created(),
         block_size: layout.block_size,
         parent,
-        gate: Gate::open(),
+        gate,
     };
     let absent = || -> Option<Box<dyn Image>> { Some(Box::new(Absent::new(size))) };
     let source = Dynamic::with_rescued_table(backing, layout, &found, absent(), rescued.table);
@@ -96,7 +98,7 @@ pub fn repair(
         Some(held * (u64::from(layout.block_size) + block_overhead(layout.block_size))),
         absent(),
         Vec::new(),
-        &mut || ControlFlow::Continue(()),
+        &mut |_| ControlFlow::Continue(()),
     )?;
     let to_target = OperationError::io(target);
     let mut copied = 0;

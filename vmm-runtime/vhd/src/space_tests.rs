@@ -108,6 +108,7 @@ fn an_import() {
             size: None,
             sha256: None,
             unique_id: None,
+            gate: Gate::open(),
         };
         match import_raw(&file, pool, name, &options, &mut go_on) {
             Ok(_) => None,
@@ -135,6 +136,7 @@ fn an_export_and_a_conversion() {
             "child.vhd",
             pool,
             "raw",
+            Gate::open(),
             &search,
             &mut go_on,
         ))
@@ -185,7 +187,14 @@ fn a_repair() {
     folder.disk("base.vhd", DiskType::Dynamic, 3 * MIB);
     let (pool, search) = (&folder.pool, ParentSearch::new());
     folder.needs(EMPTY + 2 * (2 * MIB + BLOCK), &mut || {
-        told(repair(pool, "base.vhd", "new.vhd", &search, &mut go_on))
+        told(repair(
+            pool,
+            "base.vhd",
+            "new.vhd",
+            Gate::open(),
+            &search,
+            &mut go_on,
+        ))
     });
 }
 

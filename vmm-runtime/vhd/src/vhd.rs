@@ -16,6 +16,7 @@ use crate::format::DiskType;
 use crate::format::geometry::Geometry;
 use crate::gate::Gate;
 use crate::image::{self, Image, Recognised, Tuning, recognise};
+use crate::import::Progress;
 use crate::lock::{self, LockOwner, Mode, Sidecar};
 use crate::modified::Stamp;
 use crate::pool::{Place, Pool};
@@ -156,16 +157,28 @@ impl std::fmt::Debug for Vhd {
 
 impl Vhd {
     /// Creates the disk `rel` and the folders on the way to it, and opens it
-    /// for writing, with a gate that is open. The file gets its name when it
-    /// is complete and durable, and is readable and writable by its owner
-    /// alone.
+    /// for writing. The file gets its name when it is complete and durable,
+    /// and is readable and writable by its owner alone.
     pub fn create(
         pool: &Pool,
         rel: impl AsRef<Path>,
         options: &CreateOptions,
     ) -> Result<Vhd, CreateError> {
-        let nothing = &mut || ControlFlow::Continue(());
-        let new = create::NewDisk::begin(pool, rel.as_ref(), options, None, nothing)?;
+        Vhd::create_with(pool, rel, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`Vhd::create`]. Where the file system can't reserve space, the
+    /// zeros of a fixed disk are written: `progress` is told of them after
+    /// each 64 MiB, and may cancel.
+    pub fn create_with(
+        pool: &Pool,
+        rel: impl AsRef<Path>,
+        options: &CreateOptions,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vhd, CreateError> {
+        let total = options.size.bytes();
+        let zeroing = &mut |done| progress(Progress { done, total });
+        let new = create::NewDisk::begin(pool, rel.as_ref(), options, None, zeroing)?;
         new.finish()
     }
 

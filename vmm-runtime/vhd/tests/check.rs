@@ -86,6 +86,7 @@ impl Folder {
             &self.pool,
             rel,
             "repaired/disk.vhd",
+            Gate::open(),
             &ParentSearch::new(),
             &mut go_on,
         )
@@ -250,7 +251,14 @@ fn a_disk_in_use_is_not_checked_and_one_beyond_repair_is_told() {
     disk.close().unwrap();
     let save = |stop: &mut dyn FnMut(Progress) -> ControlFlow<()>| {
         let search = ParentSearch::new();
-        repair(&folder.pool, "base.vhd", "repaired/disk.vhd", &search, stop)
+        repair(
+            &folder.pool,
+            "base.vhd",
+            "repaired/disk.vhd",
+            Gate::open(),
+            &search,
+            stop,
+        )
     };
     // Already while it is looked at.
     let cancelled = save(&mut |_| ControlFlow::Break(()));

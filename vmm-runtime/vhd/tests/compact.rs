@@ -894,7 +894,16 @@ fn a_physical_disk_is_imported_while_nobody_uses_it() {
     let info = link(pool, "linked", &disk.name).unwrap();
     assert_eq!((&info.device, info.size), (&disk.name, 8 * MIB));
     let options = ConvertOptions::new(DiskType::Dynamic);
-    import_linked(pool, "linked", pool, "new.vhd", &options, &mut go_on).unwrap();
+    import_linked(
+        pool,
+        "linked",
+        pool,
+        "new.vhd",
+        Gate::open(),
+        &options,
+        &mut go_on,
+    )
+    .unwrap();
     let image = std::fs::read(disk.dir.path().join("image")).unwrap();
     assert!(folder.content("new.vhd") == image);
     folder.is_clean("new.vhd");
@@ -908,7 +917,15 @@ fn a_physical_disk_is_imported_while_nobody_uses_it() {
     assert!(in_use(link(pool, "again", &disk.name).unwrap_err()));
     drop(held);
     run("mount", &[], &[&disk.device, &disk.mountpoint()]).unwrap();
-    let import = import_linked(pool, "linked", pool, "b.vhd", &options, &mut go_on);
+    let import = import_linked(
+        pool,
+        "linked",
+        pool,
+        "b.vhd",
+        Gate::open(),
+        &options,
+        &mut go_on,
+    );
     assert!(in_use(import.unwrap_err()));
     // A pool on the disk itself is told so.
     let inside = Pool::open(disk.mountpoint()).unwrap();

@@ -92,6 +92,7 @@ fn dynamic(size: Option<u64>, sha256: Option<[u8; 32]>) -> ImportOptions {
         size,
         sha256,
         unique_id: None,
+        gate: Gate::open(),
     }
 }
 

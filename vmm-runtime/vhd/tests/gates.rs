@@ -11,9 +11,9 @@ use std::time::SystemTime;
 
 use paddock_vhd::{
     BlockDevice, ChildOptions, CloneOptions, CompactOptions, ConvertOptions, CreateOptions,
-    DiskSize, DiskType, Gate, IoErrorKind, MergeOptions, OperationError, ParentSearch, Pool,
-    Progress, ResizeOptions, Vhd, clone_disk, compact, convert, merge, repair_in_place, reparent,
-    resize, undo_repair,
+    DiskSize, DiskType, Gate, ImportError, ImportOptions, IoErrorKind, MergeOptions,
+    OperationError, ParentSearch, Pool, Progress, ResizeOptions, Vhd, clone_disk, compact, convert,
+    export_raw, import_raw, merge, repair, repair_in_place, reparent, resize, undo_repair,
 };
 
 const MIB: u64 = 1 << 20;
@@ -66,7 +66,31 @@ fn state(folder: &Path) -> BTreeMap<String, (Vec<u8>, u64, SystemTime)> {
 
 type Operation = fn(&Pool, Gate, Advance<'_>) -> Result<(), OperationError>;
 
-const OPERATIONS: [(&str, Operation); 9] = [
+const OPERATIONS: [(&str, Operation); 14] = [
+    ("import", |pool, gate, advance| {
+        let source = tempfile::tempfile().unwrap();
+        source.write_all_at(&[3; 5000], MIB).unwrap();
+        let options = ImportOptions {
+            disk_type: DiskType::Dynamic,
+            size: None,
+            sha256: None,
+            unique_id: None,
+            gate,
+        };
+        let imported = import_raw(&source, pool, "new.vhd", &options, advance);
+        imported.map(drop).map_err(|error| match error {
+            ImportError::Write { path, source } => OperationError::Io { path, source },
+            error => panic!("{error}"),
+        })
+    }),
+    ("export", |pool, gate, advance| {
+        let search = ParentSearch::new();
+        export_raw(pool, "child.vhd", pool, "new.raw", gate, &search, advance).map(drop)
+    }),
+    ("repair into", |pool, gate, advance| {
+        let search = ParentSearch::new();
+        repair(pool, "damaged.vhd", "new.vhd", gate, &search, advance).map(drop)
+    }),
     ("compact", |pool, gate, advance| {
         let options = CompactOptions::default();
         compact(pool, "base.vhd", gate, &options, advance).map(drop)
@@ -108,6 +132,21 @@ const OPERATIONS: [(&str, Operation); 9] = [
             &ParentSearch::new(),
         )
     }),
+    ("create", |pool, gate, advance| {
+        let size = DiskSize::from_bytes(MIB).unwrap();
+        let mut options = CreateOptions::new(DiskType::Fixed, size);
+        options.gate = gate;
+        Ok(Vhd::create_with(pool, "new.vhd", &options, advance)?
+            .close()
+            .unwrap())
+    }),
+    ("create a child", |pool, gate, _| {
+        let mut options = ChildOptions::new();
+        options.gate = gate;
+        let child = Vhd::create_child(pool, "new.vhd", pool, "base.vhd", &options)?;
+        child.close().unwrap();
+        Ok(())
+    }),
     ("repair", |pool, gate, advance| {
         repair_in_place(pool, "damaged.vhd", gate, advance).map(drop)
     }),
@@ -144,7 +183,7 @@ fn nothing_passes_a_closed_gate() {
 /// In the last moment, too: what is complete does not take another's place.
 #[test]
 fn a_gate_that_closes_meanwhile_keeps_new_files_from_their_names() {
-    for (name, operation) in &OPERATIONS[..4] {
+    for (name, operation) in &OPERATIONS[..7] {
         let (dir, pool) = folder();
         let before = state(dir.path());
         let gate = Gate::open();

@@ -345,7 +345,16 @@ impl Family {
         let disk_type = [DiskType::Fixed, DiskType::Dynamic][self.random.below(2) as usize];
         let (pool, search) = (&self.pool, ParentSearch::new());
         let source = &self.disks[of];
-        export_raw(pool, &source.rel, pool, &raw, &search, &mut go_on).unwrap();
+        export_raw(
+            pool,
+            &source.rel,
+            pool,
+            &raw,
+            Gate::open(),
+            &search,
+            &mut go_on,
+        )
+        .unwrap();
         let path = self.dir.path().join(&raw);
         assert!(std::fs::read(&path).unwrap() == source.content);
         let options = ImportOptions {
@@ -353,6 +362,7 @@ impl Family {
             size: None,
             sha256: None,
             unique_id: None,
+            gate: Gate::open(),
         };
         let image = pool.open_read(&raw).unwrap();
         import_raw(&image, pool, &rel, &options, &mut go_on).unwrap();
@@ -375,7 +385,15 @@ impl Family {
             file.write_all_at(&[0xa5; 8], 100).unwrap();
         };
         damage();
-        repair(pool, rel, &new, &ParentSearch::new(), &mut go_on).unwrap();
+        repair(
+            pool,
+            rel,
+            &new,
+            Gate::open(),
+            &ParentSearch::new(),
+            &mut go_on,
+        )
+        .unwrap();
         // It has the identity of the other one.
         let copy = self.open(&new, Access::ReadOnly);
         let mut found = vec![0xaa; self.disks[of].content.len()];

@@ -242,6 +242,7 @@ fn qemu_reads_an_imported_disk() {
         size: None,
         sha256: None,
         unique_id: None,
+        gate: Gate::open(),
     };
     let source = pool.open_read("raw").unwrap();
     import_raw(&source, &pool, "disk.vhd", &options, &mut |_| {

@@ -140,7 +140,15 @@ fn copies_are_told_where_the_parent_is_now() {
     shows_its_parent(&open.unwrap());
     clone(&b, "x/c.vhd").unwrap();
     let search = ParentSearch::new();
-    repair(&b, "child.vhd", "y/c.vhd", &search, &mut go_on).unwrap();
+    repair(
+        &b,
+        "child.vhd",
+        "y/c.vhd",
+        Gate::open(),
+        &search,
+        &mut go_on,
+    )
+    .unwrap();
     for rel in ["x/c.vhd", "y/c.vhd"] {
         let parent = told(&b, rel);
         assert_eq!(parent.relative.as_deref(), Some(r".\..\base.vhd"), "{rel}");
@@ -159,7 +167,15 @@ fn copies_are_told_where_the_parent_is_now() {
         result => panic!("{result:?}"),
     }
     assert!(!folder.path("b/z.vhd").exists());
-    repair(&b, "child.vhd", "w/c.vhd", &search, &mut go_on).unwrap();
+    repair(
+        &b,
+        "child.vhd",
+        "w/c.vhd",
+        Gate::open(),
+        &search,
+        &mut go_on,
+    )
+    .unwrap();
     let parent = told(&b, "w/c.vhd");
     assert_eq!(parent.relative.as_deref(), Some(r".\..\base.vhd"));
     assert_eq!(parent.absolute, told(&b, "child.vhd").absolute);
@@ -208,7 +224,15 @@ fn a_locator_outside_of_the_file_is_mended_by_reconnecting() {
     );
     let report = check(pool, "child.vhd", &search, &mut go_on).unwrap();
     assert_eq!(report.findings[0].kind, FindingKind::LayoutImpossible);
-    let error = repair(pool, "child.vhd", "new.vhd", &search, &mut go_on).unwrap_err();
+    let error = repair(
+        pool,
+        "child.vhd",
+        "new.vhd",
+        Gate::open(),
+        &search,
+        &mut go_on,
+    )
+    .unwrap_err();
     let said = error.to_string();
     assert!(said.contains("reconnect it to its parent"), "{said}");
     assert!(!said.contains("too little"), "{said}");

@@ -160,6 +160,7 @@ pub(crate) fn copy_disk(
             name,
             target.pool(),
             target.name(),
+            Gate::open(),
             &search,
             &mut progress,
         )?,
@@ -187,6 +188,7 @@ fn from_linked(
         &disk.name,
         target.pool(),
         target.name(),
+        Gate::open(),
         &ConvertOptions::new(disk_type),
         &mut |step| meter.step(step),
     )?;
@@ -207,6 +209,7 @@ fn from_raw(arguments: &Arguments, disk_type: DiskType, out: &Output) -> Result<
         size: arguments.size.map(disk_size).transpose()?,
         sha256: None,
         unique_id: None,
+        gate: Gate::open(),
     };
     let target = Target::new(
         &arguments.target,

@@ -9,6 +9,7 @@ use crate::command::info::Description;
 use crate::disk_path::{DiskPath, Pair, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
+use crate::progress::Meter;
 use crate::size::Size;
 use crate::target::{Force, Target};
 
@@ -117,7 +118,11 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
         Wanted::Plain(disk_type, size) => {
             let target = Target::new(&arguments.file, arguments.force, &[])?;
             let options = CreateOptions::new(disk_type, size);
-            let disk = Vhd::create(target.pool(), target.name(), &options)?;
+            let meter = Meter::start("create", out)?;
+            let mut progress = |step| meter.step(step);
+            let (pool, name) = (target.pool(), target.name());
+            let disk = Vhd::create_with(pool, name, &options, &mut progress)?;
+            drop(meter);
             close(disk, &arguments.file)?;
             target.finish()?
         }

@@ -123,9 +123,14 @@ fn to_new(
     let meter = Meter::start("repair", out)?;
     let search = arguments.search.resolve()?;
     let (pool, name) = (&disk.pool, &disk.name);
-    let report = repair(pool, name, target.name(), &search, &mut |step| {
-        meter.step(step)
-    })?;
+    let report = repair(
+        pool,
+        name,
+        target.name(),
+        Gate::open(),
+        &search,
+        &mut |step| meter.step(step),
+    )?;
     drop(meter);
     Ok((target.finish()?.path().to_owned(), report))
 }

@@ -46,9 +46,9 @@ struct Form<'a> {
     gate: &'a Gate,
 }
 
-/// Told now and then while the zeros of a fixed disk are written, where the
-/// file system can't reserve its space; may cancel.
-pub(crate) type Zeroing<'a> = dyn FnMut() -> ControlFlow<()> + 'a;
+/// Told how many zeros of a fixed disk are written, where the file system
+/// can't reserve its space; may cancel.
+pub(crate) type Zeroing<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
 /// A disk that is being made: complete but for its name, and gone without a
 /// trace if it is dropped before it gets it.
@@ -56,6 +56,7 @@ pub(crate) struct NewDisk {
     /// Dropped first, with the file.
     image: Box<dyn Image>,
     disk_type: DiskType,
+    gate: Gate,
     /// Those of the parents.
     locks: Vec<Sidecar>,
     names: Names,
@@ -85,7 +86,7 @@ impl NewDisk {
             created: options.created,
             block_size: BLOCK_SIZE,
             parent: None,
-            gate: Gate::open(),
+            gate: options.gate.clone(),
         };
         NewDisk::begin_over(pool, rel, &blueprint, data, None, Vec::new(), zeroing)
     }
@@ -161,7 +162,7 @@ impl NewDisk {
             gate,
         };
         let need = formatted_len(disk_type, footer.current_size, block_size).saturating_add(data);
-        let nothing = &mut || ControlFlow::Continue(());
+        let nothing = &mut |_| ControlFlow::Continue(());
         NewDisk::make(names, &form, need, None, Vec::new(), nothing)
     }
 
@@ -249,6 +250,7 @@ impl NewDisk {
         Ok(NewDisk {
             image,
             disk_type,
+            gate: form.gate.clone(),
             locks,
             names,
         })
@@ -286,12 +288,19 @@ impl NewDisk {
     /// Gives a sealed disk its name.
     pub(crate) fn publish(mut self) -> Result<Vhd, CreateError> {
         let path = self.names.target.rel().to_owned();
-        self.names.publish()?;
+        {
+            let _pass = self
+                .gate
+                .enter()
+                .map_err(|error| write_error(&path, 0, &self.names, error))?;
+            self.names.publish()?;
+        }
         let NewDisk {
             image,
             disk_type,
             locks,
             mut names,
+            ..
         } = self;
         match names.lock.take() {
             Some(lock) => Ok(Vhd::new(image, disk_type, lock, locks)),
@@ -314,7 +323,7 @@ fn write_zeros(
     const STEP: u64 = 64 << 20;
     let mut at = 0;
     while at < len {
-        if zeroing().is_break() {
+        if zeroing(at).is_break() {
             return Ok(ControlFlow::Break(()));
         }
         let piece = STEP.min(len - at);
@@ -332,6 +341,7 @@ fn write_error(path: &Path, need: u64, names: &Names, error: IoError) -> CreateE
             need,
             have: names.target.space().map_or(0, |space| space.available),
         },
+        IoError::GateClosed => CreateError::GateClosed { path },
         error => CreateError::Io {
             path,
             operation: "write the new disk",
@@ -351,18 +361,21 @@ mod tests {
             let storage = FaultStorage::default();
             let backing = Backing::new(Box::new(storage.clone()), Gate::open(), "disk");
             let mut left = steps;
-            let mut zeroing = || match left.checked_sub(1) {
+            let mut seen = Vec::new();
+            let mut zeroing = |done| match left.checked_sub(1) {
                 Some(rest) => {
                     left = rest;
+                    seen.push(done);
                     ControlFlow::Continue(())
                 }
                 None => ControlFlow::Break(()),
             };
             let outcome = write_zeros(&backing, (64 << 20) + 512, &mut zeroing).unwrap();
-            (outcome.is_break(), storage.bytes().len())
+            (outcome.is_break(), storage.bytes().len(), seen)
         };
-        assert_eq!(zeros(0), (true, 0));
-        assert_eq!(zeros(1), (true, 64 << 20));
-        assert_eq!(zeros(2), (false, (64 << 20) + 512));
+        assert_eq!(zeros(0), (true, 0, vec![]));
+        assert_eq!(zeros(1), (true, 64 << 20, vec![0]));
+        let all = vec![0, 64 << 20];
+        assert_eq!(zeros(2), (false, (64 << 20) + 512, all));
     }
 }

@@ -86,6 +86,7 @@ fn a_linked_disk_is_imported_and_not_changed() {
             Path::new("a/linked"),
             &host.pool,
             Path::new(name),
+            Gate::open(),
             &options,
             &mut |progress| {
                 assert_eq!(progress.total, content.len() as u64);

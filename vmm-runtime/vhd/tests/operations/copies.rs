@@ -48,8 +48,17 @@ fn an_export_is_the_bytes_with_holes() {
     let folder = Folder::new(DiskType::Dynamic);
     let content = folder.content("g/grandchild.vhd");
     let (pool, search) = (&folder.pool, ParentSearch::new());
-    let export =
-        |target: &str| export_raw(pool, "g/grandchild.vhd", pool, target, &search, &mut go_on);
+    let export = |target: &str| {
+        export_raw(
+            pool,
+            "g/grandchild.vhd",
+            pool,
+            target,
+            Gate::open(),
+            &search,
+            &mut go_on,
+        )
+    };
     export("out/disk.raw").unwrap();
     assert!(std::fs::read(folder.path("out/disk.raw")).unwrap() == content);
     let metadata = folder.path("out/disk.raw").metadata().unwrap();
@@ -93,7 +102,15 @@ fn a_cancelled_copy_leaves_nothing() {
     );
     assert!(matches!(result, Err(OperationError::Cancelled)));
     let search = ParentSearch::new();
-    let result = export_raw(pool, "child.vhd", pool, "new.raw", &search, &mut stop);
+    let result = export_raw(
+        pool,
+        "child.vhd",
+        pool,
+        "new.raw",
+        Gate::open(),
+        &search,
+        &mut stop,
+    );
     assert!(matches!(result, Err(OperationError::Cancelled)));
     assert_eq!(calls, 6);
     assert_eq!(folder.names(), before);

@@ -40,6 +40,7 @@ pub(super) fn import(job: &Job<'_>, web: &Web) -> Result<TaskResult, Failure> {
         // Of the download it is compared while that comes.
         sha256: None,
         unique_id: Some(job.identity()),
+        gate: job.control.gate(),
     };
     let sum = sha256(&source.sha256)?;
     // Asked before the download: afterwards it would be in vain.

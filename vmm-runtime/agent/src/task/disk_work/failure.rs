@@ -41,6 +41,7 @@ pub(super) fn from_create(error: &CreateError) -> Failure {
         CreateError::PathEscapes { .. } => "PathEscapesPool",
         CreateError::NoSpace { .. } => "PoolFull",
         CreateError::Parent(error) => return from_parent(error),
+        CreateError::Cancelled => return cancelled(),
         _ => "IoError",
     };
     Failure::new(reason, error.to_string())

@@ -89,7 +89,15 @@ fn copy(job: &Job<'_>, from: &At<'_>, at: &At<'_>) -> Result<(), Failure> {
     let mut options = ConvertOptions::new(disk_type(job)?);
     options.unique_id = job.identity();
     let progress = &mut job.progress();
-    match import_linked(&from.pool, from.path, &at.pool, at.path, &options, progress) {
+    match import_linked(
+        &from.pool,
+        from.path,
+        &at.pool,
+        at.path,
+        job.control.gate(),
+        &options,
+        progress,
+    ) {
         Ok(_) => Ok(()),
         Err(OperationError::Create(CreateError::AlreadyExists { .. })) => {
             already_made(job, at).map(drop)

@@ -26,6 +26,7 @@ pub(super) fn create(job: &Job<'_>) -> Result<TaskResult, Failure> {
             let mut options = ChildOptions::new();
             options.unique_id = job.identity();
             options.search = job.pools.search(&job.order.parents)?;
+            options.gate = job.control.gate();
             Vhd::create_child(&at.pool, at.path, &parent.pool, parent.path, &options)
         }
         None => {
@@ -34,7 +35,8 @@ pub(super) fn create(job: &Job<'_>) -> Result<TaskResult, Failure> {
             })?;
             let mut options = CreateOptions::new(disk_type(job)?, size);
             options.unique_id = job.identity();
-            Vhd::create(&at.pool, at.path, &options)
+            options.gate = job.control.gate();
+            Vhd::create_with(&at.pool, at.path, &options, &mut job.progress())
         }
     };
     match made {
@@ -64,6 +66,7 @@ pub(super) fn import(job: &Job<'_>) -> Result<TaskResult, Failure> {
         size: size(job)?,
         sha256: source.sha256.as_deref().map(sha256).transpose()?,
         unique_id: Some(job.identity()),
+        gate: job.control.gate(),
     };
     let image = job
         .pools

@@ -170,7 +170,10 @@ pub(super) fn export(job: &Job<'_>) -> Result<TaskResult, Failure> {
 fn raw(job: &Job<'_>, at: &At<'_>, to: &At<'_>) -> Result<(), Failure> {
     let search = job.pools.search(&job.order.parents)?;
     let progress = &mut job.progress();
-    match export_raw(&at.pool, at.path, &to.pool, to.path, &search, progress) {
+    let gate = job.control.gate();
+    match export_raw(
+        &at.pool, at.path, &to.pool, to.path, gate, &search, progress,
+    ) {
         Ok(_) => Ok(()),
         Err(OperationError::Create(CreateError::AlreadyExists { .. })) => {
             if holds_the_same(job, at, to, &search)? {
