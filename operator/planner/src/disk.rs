@@ -365,6 +365,15 @@ impl Draft<'_> {
         self.s.hosts.iter().find(|h| h.name() == name)
     }
 
+    fn namespace(&self) -> &str {
+        self.s
+            .disk
+            .metadata
+            .namespace
+            .as_deref()
+            .unwrap_or_default()
+    }
+
     fn ended_by_word(&self, host: &str, epoch: i64) -> bool {
         self.host(host)
             .and_then(|h| h.ended_below)

@@ -60,7 +60,7 @@ fn an_adopted_disk_is_converted_only_where_a_type_is_asked_for() {
 fn an_adopted_disks_epochs_go_on_where_its_files_were() {
     let mut life = Life::new(unmade_disk("d", "shared"));
     life.disk.spec.file.mode = FileMode::Adopt;
-    life.disk.spec.file.path = Some("old.vhd".to_owned());
+    life.disk.spec.file.path = Some("t/old.vhd".to_owned());
     life.settle();
     assert_eq!(life.order().disk_epoch, 1);
     life.report(TaskState::Succeeded, None);

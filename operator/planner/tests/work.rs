@@ -15,7 +15,7 @@ use paddock_crds::{
         DISK_FINALIZER, TASK_FINALIZER,
         condition::{HEALTHY, PROGRESSING},
     },
-    reference::{LocalReference, condition},
+    reference::{LocalReference, PoolFile, condition},
     virtual_hard_disk::{
         Access, BoundFile, CompactionPolicy, Defragment, DiskState, DiskType, UndoDisk, UndoState,
     },
@@ -67,22 +67,22 @@ fn file(path: &str) -> BoundFile {
 }
 
 fn asked(life: &mut Life, name: &str, action: TaskAction) -> ObjectKey {
-    asked_with(
-        life,
-        name,
-        VirtualHardDiskTaskSpec {
-            action,
-            virtual_hard_disk_ref: LocalReference {
-                name: "d".to_owned(),
-            },
-            size: None,
-            shrink: None,
-            precompact: None,
-            defragment: None,
-            target: None,
-            format: None,
+    asked_with(life, name, bare_task(action))
+}
+
+fn bare_task(action: TaskAction) -> VirtualHardDiskTaskSpec {
+    VirtualHardDiskTaskSpec {
+        action,
+        virtual_hard_disk_ref: LocalReference {
+            name: "d".to_owned(),
         },
-    )
+        size: None,
+        shrink: None,
+        precompact: None,
+        defragment: None,
+        target: None,
+        format: None,
+    }
 }
 
 fn asked_with(life: &mut Life, name: &str, spec: VirtualHardDiskTaskSpec) -> ObjectKey {
@@ -734,4 +734,32 @@ fn a_running_machines_host_tells_what_the_file_takes() {
     let status = life.disk.status.as_ref().unwrap();
     assert_eq!(status.allocated.as_deref(), Some("7Mi"));
     assert_eq!(status.size_bytes, Some(1 << 30));
+}
+
+#[test]
+fn an_export_lies_in_the_folder_of_its_namespace() {
+    let mut life = Life::new(dynamic("d"));
+    for (path, state, reason) in [
+        ("out.img", TaskState::Failed, Some("PathNotAllowed")),
+        (
+            "other/d.vhd.repair",
+            TaskState::Failed,
+            Some("PathNotAllowed"),
+        ),
+        ("t/out.img", TaskState::Pending, None),
+    ] {
+        let spec = VirtualHardDiskTaskSpec {
+            target: Some(PoolFile {
+                pool: "default".to_owned(),
+                path: path.to_owned(),
+            }),
+            ..bare_task(TaskAction::Export)
+        };
+        let task = asked_with(&mut life, path.rsplit('/').next().unwrap(), spec);
+        life.settle();
+        let told = told(&life, &task);
+        assert_eq!((told.0, told.1.as_deref()), (state, reason), "{path}");
+    }
+    let order = life.order();
+    assert_eq!(order.target.as_ref().unwrap().path, "t/out.img");
 }
