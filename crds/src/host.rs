@@ -67,15 +67,16 @@ pub struct Pool {
     /// Local: only this host sees the folder. Shared: every host that names the pool sees the same files. Default: Local.
     #[serde(default)]
     pub scope: PoolScope,
-    /// What may be kept in it. Default: Disks and Images.
-    #[serde(default = "all_kinds")]
+    /// What may be kept in it: disks or images, never both, since whoever may name an image could else read the disks of any namespace as one. Default: Disks.
+    #[serde(default = "disks_alone")]
     #[schemars(length(min = 1, max = 4))]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = Rule::new("self.size() == 1 || !self.exists(kind, kind == 'Disks')").message("a pool holds Disks or Images, not both: give images a pool of their own, with a folder of its own"))]
     pub kinds: Vec<PoolKind>,
 }
 
-fn all_kinds() -> Vec<PoolKind> {
-    vec![PoolKind::Disks, PoolKind::Images]
+fn disks_alone() -> Vec<PoolKind> {
+    vec![PoolKind::Disks]
 }
 
 /// Who sees a pool's files.
@@ -91,9 +92,9 @@ pub enum PoolScope {
 /// What a pool holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum PoolKind {
-    /// Virtual hard disks.
+    /// Virtual hard disks, and what is exported from them. Each namespace has the folder of its name in it.
     Disks,
-    /// Images, kernels and initial RAM disks; only read.
+    /// Images, kernels and initial RAM disks; only read, and by any namespace.
     Images,
 }
 

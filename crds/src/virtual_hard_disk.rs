@@ -252,12 +252,12 @@ pub struct DiskFile {
     #[serde(default = "default_pool")]
     #[schemars(length(min = 1, max = 63))]
     pub pool: String,
-    /// Path within the pool. Omitted: made from namespace, name and identity, and told in status.
+    /// Path within the pool, in the folder that has the name of this object's namespace, such as default/web-1.vhd. Omitted: made from namespace, name and identity, and told in status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(validation = Rule::new(PATH_RULE).message(PATH_MESSAGE))]
     pub path: Option<String>,
-    /// Create makes a new file and refuses one that exists; Adopt takes an existing VHD as it is, unless another VirtualHardDisk has it; it is converted only if type is given. Default: Create.
+    /// Create makes a new file and refuses one that exists; Adopt takes an existing VHD at path as it is, unless another VirtualHardDisk has it; it is converted only if type is given. Default: Create.
     #[serde(default)]
     pub mode: FileMode,
 }

@@ -49,7 +49,7 @@ pub struct LinkedDisk {
 /// A disk image in a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct ImageSource {
-    /// Name of the pool, as in the Host's `spec.pools`.
+    /// Name of the pool, as in the Host's `spec.pools`. One that holds disks is refused: another disk is copied by cloneRef.
     #[schemars(length(min = 1, max = 63))]
     pub pool: String,
     /// Path within the pool.

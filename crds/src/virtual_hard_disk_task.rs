@@ -81,12 +81,31 @@ pub struct VirtualHardDiskTaskSpec {
     /// Compact: whether the blocks of the new file lie in the order of the disk, so that reading the disk reads the file from front to back, or keep the order that they have. Default: Enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub defragment: Option<Defragment>,
-    /// Export: the file to make, in a pool that holds Disks; one that is there is refused.
+    /// Export: the file to make, in a pool that holds Disks and in the folder that has the name of this object's namespace, such as default/out.img; one that is there is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<PoolFile>,
     /// Export: the format of the file. Default: Raw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<ExportFormat>,
+}
+
+impl VirtualHardDiskTaskSpec {
+    /// An action on a disk, without what only some actions have.
+    #[must_use]
+    pub fn new(action: TaskAction, disk: &str) -> Self {
+        Self {
+            action,
+            virtual_hard_disk_ref: LocalReference {
+                name: disk.to_owned(),
+            },
+            size: None,
+            shrink: None,
+            precompact: None,
+            defragment: None,
+            target: None,
+            format: None,
+        }
+    }
 }
 
 /// What a task does. Create, Import, Clone, Adopt, Convert and Delete are made by the operator alone, from the disk's spec.

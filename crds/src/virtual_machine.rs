@@ -154,7 +154,7 @@ pub struct Boot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KernelBoot {
-    /// Pool that holds kernel and initrd, as in the Host's `spec.pools`.
+    /// Pool that holds kernel and initrd, as in the Host's `spec.pools`. One that holds disks is refused.
     #[schemars(length(min = 1, max = 63))]
     pub pool: String,
     /// Path of the kernel (bzImage) within the pool.

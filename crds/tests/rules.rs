@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use paddock_crds::{VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualNetwork};
+use paddock_crds::host::PoolKind;
+use paddock_crds::{Host, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualNetwork};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -632,4 +633,23 @@ fn nothing_is_nullable_and_every_text_is_bounded() {
     // Kubernetes' own types: Condition and LabelSelector bring their own bounds or none.
     faults.retain(|fault| !fault.contains(".conditions[].") && !fault.contains("hostSelector"));
     assert_eq!(faults, Vec::<String>::new());
+}
+
+#[test]
+fn a_pool_holds_disks_or_images() {
+    let host = |kinds: Value| -> Host {
+        object(
+            "Host",
+            json!({"pools": [{"name": "p", "path": "/p", "kinds": kinds}]}),
+        )
+    };
+    for kinds in [json!(["Disks"]), json!(["Images"])] {
+        let valid = host(kinds.clone()).validate_cel();
+        assert_eq!(valid.map_err(|e| e.to_string()), Ok(()), "{kinds}");
+    }
+    for kinds in [json!(["Disks", "Images"]), json!(["Images", "Disks"])] {
+        refused(host(kinds).validate_cel(), "Disks or Images, not both");
+    }
+    let bare: Host = object("Host", json!({"pools": [{"name": "p", "path": "/p"}]}));
+    assert_eq!(bare.spec.pools[0].kinds, [PoolKind::Disks]);
 }

@@ -37,7 +37,7 @@ use paddock_crds::{
     host::PoolScope,
     names::{DISK_FINALIZER, TASK_FINALIZER, condition::READY},
     quantity::format_bytes,
-    reference::{LocalReference, Time},
+    reference::Time,
     virtual_hard_disk::{Attachment, AttachmentOwner, BoundFile, DiskState, OwnerKind},
     virtual_hard_disk_task::{TaskAction, TaskOrder, TaskState},
 };
@@ -365,6 +365,15 @@ impl Draft<'_> {
         self.s.hosts.iter().find(|h| h.name() == name)
     }
 
+    fn namespace(&self) -> &str {
+        self.s
+            .disk
+            .metadata
+            .namespace
+            .as_deref()
+            .unwrap_or_default()
+    }
+
     fn ended_by_word(&self, host: &str, epoch: i64) -> bool {
         self.host(host)
             .and_then(|h| h.ended_below)
@@ -473,18 +482,7 @@ impl Draft<'_> {
     }
 
     fn task_spec(&self, action: TaskAction) -> VirtualHardDiskTaskSpec {
-        VirtualHardDiskTaskSpec {
-            action,
-            virtual_hard_disk_ref: LocalReference {
-                name: name(&self.s.disk.metadata).to_owned(),
-            },
-            size: None,
-            shrink: None,
-            precompact: None,
-            defragment: None,
-            target: None,
-            format: None,
-        }
+        VirtualHardDiskTaskSpec::new(action, name(&self.s.disk.metadata))
     }
 
     fn create_task(&mut self, spec: VirtualHardDiskTaskSpec) {

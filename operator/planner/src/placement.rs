@@ -103,6 +103,12 @@ impl HostView {
         if !spec.kinds.contains(&kind) {
             return Some(format!("pool \"{pool}\" is not for {kind:?}"));
         }
+        // Whoever may name an image could name any namespace's disk.
+        if kind == PoolKind::Images && spec.kinds.contains(&PoolKind::Disks) {
+            return Some(format!(
+                "pool \"{pool}\" holds disks, so that no image is read from it: put the image into a pool that is for Images alone, or copy a disk by source.cloneRef"
+            ));
+        }
         let status = self
             .host
             .status

@@ -10,7 +10,7 @@ use model::{
     ready_disk, unmade_disk,
 };
 use paddock_crds::{
-    host::{OutOfService, PoolScope},
+    host::{OutOfService, PoolKind, PoolScope},
     names::DISK_FINALIZER,
     virtual_hard_disk::{
         DiskSource, DiskState, FileMode, HttpSource, ImageFormat, ImageSource, OwnerKind,
@@ -130,6 +130,60 @@ fn an_image_is_imported_where_its_pool_is() {
 }
 
 #[test]
+fn no_image_is_read_from_a_pool_of_disks() {
+    let mut life = shared();
+    for host in &mut life.hosts {
+        let pools = &mut Arc::make_mut(&mut host.host).spec.pools;
+        pools[1].kinds = vec![PoolKind::Disks, PoolKind::Images];
+    }
+    life.disk.spec.source = Some(DiskSource {
+        image: Some(ImageSource {
+            pool: "shared".to_owned(),
+            path: "other/d.vhd".to_owned(),
+            format: ImageFormat::Raw,
+            sha256: None,
+        }),
+        ..DiskSource::default()
+    });
+    life.settle();
+    assert!(life.tasks.is_empty());
+    let why = "pool \"shared\" holds disks, so that no image is read from it: put the image into a pool that is for Images alone, or copy a disk by source.cloneRef";
+    assert_eq!(
+        life.ready(),
+        (
+            "False".to_owned(),
+            "NoHostAvailable".to_owned(),
+            format!("no host can work on it: host-a: {why}; host-b: {why}")
+        )
+    );
+}
+
+#[test]
+fn a_file_lies_in_the_folder_of_its_namespace() {
+    for (path, mode) in [
+        ("d.vhd", FileMode::Create),
+        ("other/d.vhd", FileMode::Create),
+        ("other/d.vhd", FileMode::Adopt),
+        ("T/d.vhd", FileMode::Adopt),
+    ] {
+        let mut life = shared();
+        life.disk.spec.file.mode = mode;
+        life.disk.spec.file.path = Some(path.to_owned());
+        life.settle();
+        assert!(life.tasks.is_empty(), "{path}");
+        assert_eq!(
+            (life.state(), life.ready().1),
+            (DiskState::Failed, "PathNotAllowed".to_owned()),
+            "{path}"
+        );
+        assert!(life.ready().2.contains("such as t/d.vhd"), "{path}");
+        life.disk.spec.file.path = Some("t/d.vhd".to_owned());
+        life.settle();
+        assert_eq!(life.tasks.len(), 1, "{path}");
+    }
+}
+
+#[test]
 fn an_image_on_the_web_is_downloaded_by_whoever_has_the_pool() {
     let mut life = shared();
     life.disk.spec.source = Some(DiskSource {
@@ -230,7 +284,7 @@ fn an_own_leftover_file_is_taken_and_a_strangers_is_not() {
     assert_eq!(life.task().spec.action, TaskAction::Adopt);
     assert!(disk::is_unassigned(life.task()) || life.task().status.is_some());
     let mut named = shared();
-    named.disk.spec.file.path = Some("mine.vhd".to_owned());
+    named.disk.spec.file.path = Some("t/mine.vhd".to_owned());
     named.settle();
     named.report(TaskState::Failed, Some("FileExists"));
     let plan = named.settle();
@@ -243,7 +297,7 @@ fn an_own_leftover_file_is_taken_and_a_strangers_is_not() {
 fn one_file_belongs_to_one_disk() {
     let mut life = shared();
     life.disk.spec.file.mode = FileMode::Adopt;
-    life.disk.spec.file.path = Some("base.vhd".to_owned());
+    life.disk.spec.file.path = Some("t/base.vhd".to_owned());
     life.same_file = Some(key("first"));
     life.settle();
     assert_eq!(life.ready().1, "FileInUse");

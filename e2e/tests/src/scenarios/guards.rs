@@ -145,8 +145,30 @@ fn adopt_a_live_file(cx: &Context<'_>) -> Result<()> {
     beside(cx, refused)?;
     let file = format!("/var/lib/paddock/pools/shared/{path}");
     cx.lab.exec_ok("host-a", &["test", "-f", &file])?;
-    // Left behind, it may be adopted, and keeps its type where none is asked for.
+    // Left behind, it may be adopted in its namespace alone, and keeps its type where none is asked for.
     cx.kubectl.run(&["delete", "vhd", "d", "--timeout=60s"])?;
+    let as_image = format!(
+        "{{file: {{pool: shared}}, source: {{image: {{pool: shared, path: \"{path}\"}}}}}}"
+    );
+    beside(cx, |thief| {
+        let waited = [
+            ("thief", adopt("thief", ""), "PathNotAllowed"),
+            ("reader", disk("reader", &as_image), "NoHostAvailable"),
+        ];
+        for (name, object, reason) in waited {
+            thief.apply(&object)?;
+            thief.wait_reason(
+                &format!("vhd/{name}"),
+                "Ready",
+                "False",
+                reason,
+                &["shared"],
+                REACTION,
+            )?;
+            thief.run(&["delete", "vhd", name, "--timeout=60s"])?;
+        }
+        Ok(())
+    })?;
     cx.kubectl.apply(&adopt("heir", ""))?;
     cx.kubectl.wait_condition("vhd/heir", "Ready", REACTION)?;
     let heir = cx.kubectl.get("vhd/heir")?["status"].clone();

@@ -151,7 +151,7 @@ fn web(cx: &Context<'_>) -> Result<()> {
 
 fn vhd_image(cx: &Context<'_>) -> Result<()> {
     let (k, namespace) = (&cx.kubectl, cx.namespace());
-    let out = format!("{namespace}-out.vhd");
+    let out = format!("{namespace}/out.vhd");
     k.apply(&disk(
         "a",
         "{size: 64Mi, file: {pool: shared}, source: {image: {pool: images, path: tiny-linux.img}}}",
@@ -161,7 +161,8 @@ fn vhd_image(cx: &Context<'_>) -> Result<()> {
         "apiVersion: paddock.dev/v1alpha1\nkind: VirtualHardDiskTask\nmetadata: {{name: out}}\nspec: {{action: Export, virtualHardDiskRef: {{name: a}}, format: DynamicVhd, target: {{pool: shared, path: {out}}}}}\n"
     ))?;
     k.wait_field("vhdtask/out", ".status.state", "Succeeded", REACTION)?;
-    let image = in_pool(cx, "images", &out);
+    let name = format!("{namespace}-out.vhd");
+    let image = in_pool(cx, "images", &name);
     fs::rename(in_pool(cx, "shared", &out), &image)?;
     let other = format!("{namespace}-other.vhdx");
     fs::write(in_pool(cx, "images", &other), b"vhdxfile".repeat(1024))?;
@@ -174,7 +175,7 @@ fn vhd_image(cx: &Context<'_>) -> Result<()> {
     k.apply(
         &(disk(
             "b",
-            &from(&out, &format!(", sha256: \"{}\"", sum(&fs::read(&image)?))),
+            &from(&name, &format!(", sha256: \"{}\"", sum(&fs::read(&image)?))),
         ) + &guest.machine_yaml()
             + &internal_network(91)
             + &disk("c", &from(&other, ""))),
@@ -270,7 +271,7 @@ fn linked(cx: &Context<'_>) -> Result<()> {
         );
     }
     ensure!(k.text("vhd/old", "/status/type")? == "Linked");
-    let out = format!("{namespace}-out.img");
+    let out = format!("{namespace}/out.img");
     k.apply(&format!(
         "apiVersion: paddock.dev/v1alpha1\nkind: VirtualHardDiskTask\nmetadata: {{name: out}}\nspec: {{action: Export, virtualHardDiskRef: {{name: new}}, target: {{pool: shared, path: {out}}}}}\n"
     ))?;

@@ -5,9 +5,13 @@ use crate::identity::name;
 use paddock_crds::{
     VirtualHardDiskTaskSpec,
     quantity::format_bytes,
+    reference::{PoolFile, is_in_folder_of, outside_folder},
     virtual_hard_disk::{Access, DiskType},
     virtual_hard_disk_task::TaskAction,
 };
+
+/// The reason where a path is not in its namespace's folder.
+pub(super) const PATH_NOT_ALLOWED: &str = "PathNotAllowed";
 
 /// Why a piece of work does not begin.
 pub(super) struct Refused {
@@ -133,8 +137,16 @@ impl Draft<'_> {
                 "only a dynamic disk can be compacted: its spec.type must be Dynamic",
             )),
             TaskAction::Resize => self.refuse_resize(spec),
+            TaskAction::Export => self.refuse_export(spec),
             _ => None,
         }
+    }
+
+    fn refuse_export(&self, spec: &VirtualHardDiskTaskSpec) -> Option<Refused> {
+        let namespace = self.namespace();
+        let PoolFile { pool, path } = spec.target.as_ref()?;
+        (!is_in_folder_of(namespace, path))
+            .then(|| wrong(PATH_NOT_ALLOWED, outside_folder(namespace, pool, path)))
     }
 
     fn refuse_merge(&self) -> Option<Refused> {

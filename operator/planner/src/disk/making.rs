@@ -1,12 +1,14 @@
 //! A disk whose file is still to be made.
 
-use super::{Action, Draft, family::bound_file, is_shared, is_unassigned};
+use super::{
+    Action, Draft, admission::PATH_NOT_ALLOWED, family::bound_file, file, is_shared, is_unassigned,
+};
 use crate::identity::{ObjectKey, deleting};
 use paddock_crds::{
     VirtualHardDiskTask,
     names::condition::READY,
     quantity::format_bytes,
-    reference::condition,
+    reference::{condition, is_in_folder_of, outside_folder},
     virtual_hard_disk::{DiskState, DiskType, FileMode},
     virtual_hard_disk_task::{TaskAction, TaskOrder, TaskResult, TaskState},
 };
@@ -29,6 +31,14 @@ impl Draft<'_> {
         }
     }
 
+    /// What is said of a path that is not in the folder of the disk's namespace.
+    fn foreign_path(&self) -> Option<String> {
+        let namespace = self.namespace();
+        let file = file(self.s.disk);
+        (!is_in_folder_of(namespace, &file.path))
+            .then(|| outside_folder(namespace, &file.pool, &file.path))
+    }
+
     /// A differencing disk goes where its parent is, wherever its machine was to have it.
     fn follow_parent(&mut self) {
         if self.plan.status.attachment.is_none()
@@ -48,6 +58,10 @@ impl Draft<'_> {
                 "a task that is gone still holds it: its host has to be declared off by spec.outOfService.token"
                     .to_owned(),
             );
+            return;
+        }
+        if let Some(message) = self.foreign_path() {
+            self.say(DiskState::Failed, PATH_NOT_ALLOWED, message);
             return;
         }
         let action = self.making();

@@ -118,7 +118,7 @@ impl Publisher {
                 name: "default".to_owned(),
                 path: self.default_pool.display().to_string(),
                 scope: PoolScope::Local,
-                kinds: vec![PoolKind::Disks, PoolKind::Images],
+                kinds: vec![PoolKind::Disks],
             }],
             ..HostSpec::default()
         };

@@ -101,11 +101,11 @@ pub fn config(order: &StartOrder, with: &Circumstances<'_>) -> Result<VmConfig, 
             kernel: match &machine.kernel {
                 None => None,
                 Some(kernel) => Some(Kernel {
-                    kernel: file(with.host, &kernel.kernel)?,
+                    kernel: image(with.host, &kernel.kernel)?,
                     initrd: kernel
                         .initrd
                         .as_ref()
-                        .map(|initrd| file(with.host, initrd))
+                        .map(|initrd| image(with.host, initrd))
                         .transpose()?,
                     command_line: kernel.command_line.clone(),
                 }),
@@ -204,6 +204,14 @@ fn file(host: &HostSpec, file: &PoolFile) -> Result<paddock_vmm::config::PoolFil
     })
 }
 
+/// A file that is given to the guest as it is, and so never lies where disks do.
+fn image(host: &HostSpec, file: &PoolFile) -> Result<paddock_vmm::config::PoolFile, Failure> {
+    Ok(paddock_vmm::config::PoolFile {
+        pool: host::image_pool_path(host, &file.pool)?,
+        path: PathBuf::from(&file.path),
+    })
+}
+
 /// The tap of an adapter; its name follows from the instance and the adapter.
 ///
 /// # Errors
@@ -227,7 +235,7 @@ pub fn check_files(config: &InstanceConfig, host: &HostSpec) -> Result<(), Failu
     }
     let kernel = config.kernel.iter();
     for file in kernel.flat_map(|kernel| std::iter::once(&kernel.kernel).chain(&kernel.initrd)) {
-        let pool = open_pool(host, &file.pool)?;
+        let pool = open_folder(&file.pool, &host::image_pool_path(host, &file.pool)?)?;
         pool.open_read(&file.path).map_err(|error| {
             let reason = match error {
                 PoolError::Io { .. } => "PoolUnavailable",
@@ -310,7 +318,11 @@ fn named(
 }
 
 fn open_pool(host: &HostSpec, name: &str) -> Result<Pool, Failure> {
-    Pool::open(host::pool_path(host, name)?)
+    open_folder(name, &host::pool_path(host, name)?)
+}
+
+fn open_folder(name: &str, path: &Path) -> Result<Pool, Failure> {
+    Pool::open(path)
         .map_err(|error| Failure::new("PoolUnavailable", format!("pool {name}: {error}")))
 }
 

@@ -9,7 +9,6 @@ use super::{
 };
 use crate::instance::core::Failure;
 use paddock_crds::{
-    reference::PoolFile,
     virtual_hard_disk::ImageFormat,
     virtual_hard_disk_task::{TaskOrder, TaskResult},
 };
@@ -17,7 +16,7 @@ use paddock_vhd::{
     ConvertOptions, CreateError, OperationError, ParentSearch, Progress, VhdInfo, convert,
 };
 use sha2::{Digest, Sha256};
-use std::{fs::File, io::Read, ops::ControlFlow};
+use std::{fs::File, io::Read, ops::ControlFlow, path::Path};
 
 /// How much of an image is read at once, in bytes.
 const PIECE: usize = 1 << 20;
@@ -36,11 +35,7 @@ pub(super) fn import(job: &Job<'_>) -> Result<TaskResult, Failure> {
         .as_ref()
         .ok_or_else(|| io_error("the order names no source".to_owned()))?;
     if !is_mine(job, &at) {
-        let image = PoolFile {
-            pool: source.file.pool.clone(),
-            path: source.file.path.clone(),
-        };
-        let from = job.pools.at(&image)?;
+        let from = job.pools.image(&source.file)?;
         let file = from.pool.open_read(from.path);
         let mut file = file.map_err(|error| from_source(from.name, &error))?;
         if let Some(sum) = &source.sha256 {
@@ -48,9 +43,12 @@ pub(super) fn import(job: &Job<'_>) -> Result<TaskResult, Failure> {
         }
         let found = from
             .find()?
-            .ok_or_else(|| from.named(vanished(&image.path)))?;
+            .ok_or_else(|| from.named(vanished(&source.file.path)))?;
         fits(job, &from, &found)?;
-        let search = job.pools.search(std::slice::from_ref(&image))?;
+        let folder = from.path.parent().unwrap_or(Path::new(""));
+        let search = ParentSearch::new()
+            .root(from.pool.clone())
+            .folder(from.pool.clone(), folder);
         convert_from(job, &from, &at, search, &mut job.progress())?;
     }
     grow(job, &at)?;

@@ -68,11 +68,9 @@ pub(super) fn import(job: &Job<'_>) -> Result<TaskResult, Failure> {
         unique_id: Some(job.identity()),
         gate: job.control.gate(),
     };
-    let image = job
-        .pools
-        .open(&source.file.pool)?
-        .open_read(&source.file.path)
-        .map_err(|error| from_source(&source.file.pool, &error))?;
+    let from = job.pools.image(&source.file)?;
+    let image = from.pool.open_read(from.path);
+    let image = image.map_err(|error| from_source(from.name, &error))?;
     match import_raw(&image, &at.pool, at.path, &options, &mut job.progress()) {
         Ok(_) => look(&at),
         Err(ImportError::Create(CreateError::AlreadyExists { .. })) => {

@@ -18,6 +18,7 @@ mod left;
 mod linked;
 mod look;
 mod make;
+mod place;
 mod pools;
 mod target;
 #[cfg(test)]
@@ -174,6 +175,7 @@ fn perform(
     if control.is_cancelled() {
         return Err(failure::cancelled());
     }
+    place::check(task, order)?;
     let begun = status.is_some_and(|status| status.state == TaskState::Running);
     let job = Job::new(order, host, control, begun);
     let name = status.and_then(|status| status.host.as_deref());

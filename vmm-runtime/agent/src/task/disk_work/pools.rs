@@ -2,7 +2,7 @@
 
 use super::failure::from_open;
 use crate::{host, instance::core::Failure};
-use paddock_crds::{HostSpec, reference::PoolFile};
+use paddock_crds::{HostSpec, reference::PoolFile, virtual_hard_disk_task::SourceFile};
 use paddock_vhd::{OpenErrorKind, ParentSearch, Pool, VhdInfo, inspect};
 use std::path::Path;
 
@@ -23,9 +23,12 @@ impl<'a> Pools<'a> {
     }
 
     pub fn open(&self, name: &str) -> Result<Pool, Failure> {
-        let path = host::pool_path(self.0, name)?;
+        Self::open_at(name, &host::pool_path(self.0, name)?)
+    }
+
+    fn open_at(name: &str, path: &Path) -> Result<Pool, Failure> {
         // The operator knows that no other host has the disks of a task: what one that died has left does not count.
-        Pool::open(&path)
+        Pool::open(path)
             .map(Pool::assigned)
             .map_err(|error| Failure::new("PoolUnavailable", format!("pool {name}: {error}")))
     }
@@ -38,6 +41,15 @@ impl<'a> Pools<'a> {
     pub fn at<'f>(&self, file: &'f PoolFile) -> Result<At<'f>, Failure> {
         Ok(At {
             pool: self.open(&file.pool)?,
+            name: &file.pool,
+            path: Path::new(&file.path),
+        })
+    }
+
+    /// An image, which never lies where disks do.
+    pub fn image<'f>(&self, file: &'f SourceFile) -> Result<At<'f>, Failure> {
+        Ok(At {
+            pool: Self::open_at(&file.pool, &host::image_pool_path(self.0, &file.pool)?)?,
             name: &file.pool,
             path: Path::new(&file.path),
         })

@@ -15,20 +15,49 @@ const LOOKS: u32 = 200;
 /// Kills every process of a cgroup and of those in it.
 ///
 /// # Errors
-/// When it cannot be frozen or thawed, or a process not be killed.
+/// When it cannot be frozen or thawed, or a process not be killed. It is thawed all the same.
 pub(super) async fn kill(path: &Path) -> io::Result<()> {
+    kill_frozen(path, |state| fs::read_to_string(state)).await
+}
+
+/// `look` reads the state.
+async fn kill_frozen(path: &Path, look: impl Fn(&Path) -> io::Result<String>) -> io::Result<()> {
     let state = path.join(STATE_FILE);
+    // Before it is frozen: a write that fails may have done it.
+    let thaw = Thaw(&state);
     fs::write(&state, "FROZEN")?;
     for _ in 0..LOOKS {
-        if fs::read_to_string(&state)?.trim() == "FROZEN" {
+        if look(&state)?.trim() == "FROZEN" {
             break;
         }
         tokio::time::sleep(LOOK_EACH).await;
     }
     let killed = kill_all(path);
     // Only a thawed process dies.
-    fs::write(&state, "THAWED")?;
+    thaw.now()?;
     killed
+}
+
+/// Thaws a cgroup when it goes: what stays frozen neither runs nor dies, even killed, and every kill after it waits for it.
+struct Thaw<'a>(&'a Path);
+
+impl Thaw<'_> {
+    fn now(self) -> io::Result<()> {
+        let thawed = self.write();
+        std::mem::forget(self);
+        thawed
+    }
+
+    fn write(&self) -> io::Result<()> {
+        fs::write(self.0, "THAWED")
+    }
+}
+
+impl Drop for Thaw<'_> {
+    fn drop(&mut self) {
+        // Whoever sees the error that led here tries again.
+        let _ = self.write();
+    }
 }
 
 fn kill_all(path: &Path) -> io::Result<()> {
@@ -59,4 +88,31 @@ pub(super) fn populated(path: &Path) -> Result<bool, CgroupError> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[tokio::test]
+    async fn what_was_frozen_is_thawed_whatever_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = || fs::read_to_string(dir.path().join(STATE_FILE)).unwrap();
+        let unreadable = |path: &Path| {
+            assert_eq!(fs::read_to_string(path).unwrap(), "FROZEN");
+            Err(io::Error::other("no state"))
+        };
+        let error = kill_frozen(dir.path(), unreadable).await.unwrap_err();
+        assert_eq!(
+            (error.to_string(), state()),
+            ("no state".into(), "THAWED".into())
+        );
+        // Nobody waits for its end any more.
+        let freezing = |_: &Path| Ok("FREEZING".to_owned());
+        assert!(kill_frozen(dir.path(), freezing).now_or_never().is_none());
+        assert_eq!(state(), "THAWED");
+        kill(dir.path()).await.unwrap();
+        assert_eq!(state(), "THAWED");
+    }
 }

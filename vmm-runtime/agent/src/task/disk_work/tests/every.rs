@@ -76,7 +76,7 @@ fn a_disk_in_use_is_said_by_every_task() {
             failure.message
         );
         assert!(
-            failure.message.starts_with("pool default: base.vhd: "),
+            failure.message.starts_with("pool default: team/base.vhd: "),
             "{}",
             failure.message
         );

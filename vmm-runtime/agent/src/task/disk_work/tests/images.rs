@@ -12,10 +12,7 @@ fn import(
         order.disk_uid = path.into();
         order.size_bytes = size;
         order.source = Some(TaskSource {
-            file: SourceFile {
-                pool: "images".into(),
-                path: image.into(),
-            },
+            file: image_source(image),
             format: ImageFormat::Vhd,
             sha256,
         });
@@ -59,7 +56,7 @@ fn a_vhd_of_any_type_becomes_a_disk_of_its_own() {
     let small = import("c.vhd", "old/base.vhd", None, Some(SIZE - 512));
     assert_eq!(
         refused(&world, &small).message,
-        "pool images: old/base.vhd: its disk has 4194304 bytes and the new one only 4193792: choose a larger size"
+        "pool images: team/old/base.vhd: its disk has 4194304 bytes and the new one only 4193792: choose a larger size"
     );
     // Without its parent a child shows nothing.
     fs::remove_file(world.image("old/base.vhd")).unwrap();
@@ -99,7 +96,7 @@ fn another_format_and_another_sum_are_named() {
         (
             "ChecksumMismatch",
             format!(
-                "pool images: old/base.vhd: its SHA-256 is {sum}, expected {wrong}; the image was changed, or the sum is of another one"
+                "pool images: team/old/base.vhd: its SHA-256 is {sum}, expected {wrong}; the image was changed, or the sum is of another one"
             )
         )
     );

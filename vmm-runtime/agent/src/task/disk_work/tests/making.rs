@@ -60,7 +60,7 @@ fn an_image_that_is_too_large_or_outside_is_refused() {
     );
     assert_eq!(
         world.run(&task(TaskAction::Create, "../../d.vhd", |_| {})),
-        Err("PathEscapesPool")
+        Err("PathNotAllowed")
     );
     let elsewhere = task(TaskAction::Create, "d.vhd", |order| {
         order.file.pool = "none".into();
@@ -99,7 +99,7 @@ fn a_child_is_made_on_its_parent_even_in_another_pool() {
     assert_eq!(check(parents), [""; 0]);
     let alone = check(vec![]);
     assert!(
-        alone[0].starts_with("error: b.vhd: its parent 'a.vhd'"),
+        alone[0].starts_with("error: team/b.vhd: its parent 'a.vhd'"),
         "{alone:?}"
     );
 }

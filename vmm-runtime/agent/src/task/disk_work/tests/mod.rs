@@ -6,13 +6,14 @@ mod downloads;
 mod every;
 mod images;
 mod making;
+mod places;
 mod targets;
 
 use super::*;
 use crate::task::core::{CANCELLED, test_order, test_task};
 use paddock_crds::{
     VirtualHardDiskTaskStatus,
-    host::{Pool as HostPool, PoolScope},
+    host::{Pool as HostPool, PoolKind, PoolScope},
     reference::PoolFile,
     virtual_hard_disk::{Defragment, DiskType, ImageFormat, Precompact},
     virtual_hard_disk_task::{ExportFormat, Shrink, SourceFile, TaskSource},
@@ -20,6 +21,7 @@ use paddock_crds::{
 use paddock_vhd::{Access, BlockDevice, ChildOptions, Gate, ParentSearch, Pool, Vhd, inspect};
 use std::{fs, path::PathBuf};
 
+const NAMESPACE: &str = "team";
 const SIZE: i64 = 4 << 20;
 const BLOCK: u64 = 2 << 20;
 
@@ -31,17 +33,20 @@ struct World {
 impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let pool = |name: &str| {
+        let pool = |name: &str, kind| {
             let path = dir.path().join(name);
-            fs::create_dir(&path).unwrap();
+            fs::create_dir_all(path.join(NAMESPACE)).unwrap();
             HostPool {
                 name: name.into(),
                 path: path.to_str().unwrap().into(),
                 scope: PoolScope::Local,
-                kinds: vec![],
+                kinds: vec![kind],
             }
         };
-        let pools = vec![pool("default"), pool("images")];
+        let pools = vec![
+            pool("default", PoolKind::Disks),
+            pool("images", PoolKind::Images),
+        ];
         Self {
             dir,
             host: HostSpec {
@@ -56,15 +61,16 @@ impl World {
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join("default").join(name)
+        self.dir.path().join("default").join(NAMESPACE).join(name)
     }
 
     fn image(&self, name: &str) -> PathBuf {
-        self.dir.path().join("images").join(name)
+        self.dir.path().join("images").join(NAMESPACE).join(name)
     }
 
+    /// The folder of the namespace.
     fn pool(&self) -> Pool {
-        Pool::open(self.dir.path().join("default")).unwrap()
+        Pool::open(self.file("")).unwrap()
     }
 
     /// Makes the disk `path` with `byte` in its first and its last KiB.
@@ -111,18 +117,24 @@ impl World {
     }
 }
 
+/// A file in the folder of the namespace.
 fn file(path: &str) -> PoolFile {
     PoolFile {
         pool: "default".into(),
-        path: path.into(),
+        path: format!("{NAMESPACE}/{path}"),
     }
 }
 
 fn image_file(path: &str) -> PoolFile {
     PoolFile {
         pool: "images".into(),
-        path: path.into(),
+        path: format!("{NAMESPACE}/{path}"),
     }
+}
+
+fn image_source(path: &str) -> SourceFile {
+    let PoolFile { pool, path } = image_file(path);
+    SourceFile { pool, path }
 }
 
 fn task(
@@ -131,6 +143,7 @@ fn task(
     change: impl FnOnce(&mut TaskOrder),
 ) -> VirtualHardDiskTask {
     let mut task = test_task(action);
+    task.metadata.namespace = Some(NAMESPACE.into());
     let mut order = test_order(file(path));
     order.size_bytes = Some(SIZE);
     change(&mut order);
@@ -153,10 +166,7 @@ fn import_of(uid: &str, image: &str, sha256: Option<&str>) -> VirtualHardDiskTas
     task(TaskAction::Import, "d.vhd", |order| {
         order.disk_uid = uid.into();
         order.source = Some(TaskSource {
-            file: SourceFile {
-                pool: "images".into(),
-                path: image.into(),
-            },
+            file: image_source(image),
             format: ImageFormat::Raw,
             sha256: sha256.map(Into::into),
         });
