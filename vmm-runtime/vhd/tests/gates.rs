@@ -136,9 +136,9 @@ const OPERATIONS: [(&str, Operation); 14] = [
         let size = DiskSize::from_bytes(MIB).unwrap();
         let mut options = CreateOptions::new(DiskType::Fixed, size);
         options.gate = gate;
-        Ok(Vhd::create_with(pool, "new.vhd", &options, advance)?
-            .close()
-            .unwrap())
+        let disk = Vhd::create_with(pool, "new.vhd", &options, advance)?;
+        disk.close().unwrap();
+        Ok(())
     }),
     ("create a child", |pool, gate, _| {
         let mut options = ChildOptions::new();
