@@ -89,6 +89,25 @@ pub struct VirtualHardDiskTaskSpec {
     pub format: Option<ExportFormat>,
 }
 
+impl VirtualHardDiskTaskSpec {
+    /// An action on a disk, without what only some actions have.
+    #[must_use]
+    pub fn new(action: TaskAction, disk: &str) -> Self {
+        Self {
+            action,
+            virtual_hard_disk_ref: LocalReference {
+                name: disk.to_owned(),
+            },
+            size: None,
+            shrink: None,
+            precompact: None,
+            defragment: None,
+            target: None,
+            format: None,
+        }
+    }
+}
+
 /// What a task does. Create, Import, Clone, Adopt, Convert and Delete are made by the operator alone, from the disk's spec.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum TaskAction {

@@ -2,167 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A panic is a test's answer.
 
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
-    jiff::Timestamp,
-};
-use paddock_crds::{
-    Host, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualMachineInstance,
-    VirtualNetwork,
-    reference::{Time, condition},
-};
-use paddock_operator::{
-    cache::{Cache, Kept, Origin},
-    machine::fetch,
-    queue::{Queue, Work},
-};
-use paddock_planner::{
-    ObjectKey,
-    lease::{LeaseRecord, LeaseState},
-    machine::Action,
-};
+mod lab;
+
+use k8s_openapi::jiff::Timestamp;
+use lab::{Lab, creates, disk, host, instance, key, lease, machine, object, reason};
+use paddock_crds::{Host, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, reference::Time};
+use paddock_operator::{cache::Origin, queue::Work};
+use paddock_planner::{ObjectKey, lease::LeaseState, machine::Action};
 use serde_json::{Value, json};
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
-};
-
-static VERSION: AtomicU64 = AtomicU64::new(1);
-
-fn object<K: Kept>(kind: &str, name: &str, spec: Value, status: Value) -> K {
-    let version = VERSION.fetch_add(1, Relaxed);
-    let mut value = json!({
-        "apiVersion": "paddock.dev/v1alpha1",
-        "kind": kind,
-        "metadata": {
-            "name": name, "uid": format!("uid-{name}"), "resourceVersion": version.to_string(),
-            "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z",
-        },
-        "spec": spec,
-    });
-    if kind != "Host" {
-        value["metadata"]["namespace"] = json!("t");
-    }
-    if !status.is_null() {
-        value["status"] = status;
-    }
-    serde_json::from_value(value).unwrap()
-}
-
-fn host(name: &str, memory: &str) -> Host {
-    object(
-        "Host",
-        name,
-        json!({"pools": [{"name": "shared", "path": "/s", "scope": "Shared"}]}),
-        json!({
-            "capacity": {"cores": 8, "memoryBytes": 1u64 << 34}, "memory": memory, "accelerator": "Emulation",
-            "pools": [{"name": "shared", "state": "Available"}],
-        }),
-    )
-}
-
-fn lease(epoch: i64, state: LeaseState) -> LeaseRecord {
-    LeaseRecord {
-        uid: "u".to_owned(),
-        resource_version: "1".to_owned(),
-        state,
-        epoch,
-        nonce: Some("n".to_owned()),
-        fence_milliseconds: 4_000,
-        kill_milliseconds: 500,
-    }
-}
-
-fn disk(name: &str) -> VirtualHardDisk {
-    object(
-        "VirtualHardDisk",
-        name,
-        json!({"size": "1Gi", "file": {"pool": "shared"}}),
-        json!({"state": "Ready", "file": {"pool": "shared", "path": format!("{name}.vhd")}, "diskEpoch": 1}),
-    )
-}
-
-fn network() -> VirtualNetwork {
-    object(
-        "VirtualNetwork",
-        "lab",
-        json!({"type": "Internal", "subnet": "10.0.0.0/24", "dhcp": {"mode": "Enabled"}}),
-        Value::Null,
-    )
-}
-
-fn machine(name: &str, memory: &str, disk: Option<&str>) -> VirtualMachine {
-    let disks: Vec<Value> = disk
-        .into_iter()
-        .map(|d| json!({"name": "root", "bus": "Virtio", "virtualHardDiskRef": {"name": d}}))
-        .collect();
-    object(
-        "VirtualMachine",
-        name,
-        json!({
-            "memory": memory, "disks": disks,
-            "networkAdapters": [{"name": "lan", "virtualNetworkRef": {"name": "lab"}}],
-        }),
-        Value::Null,
-    )
-}
-
-fn key(name: &str) -> ObjectKey {
-    ObjectKey::new("t", name)
-}
-
-struct Lab {
-    cache: Cache,
-    queue: Arc<Queue>,
-}
-
-impl Lab {
-    async fn new(memory: &str) -> Self {
-        let queue = Arc::new(Queue::default());
-        let lab = Self {
-            cache: Cache::new(queue.clone(), "paddock-system"),
-            queue,
-        };
-        lab.cache.observe(host("host-a", memory), Origin::Watch);
-        lab.cache
-            .observe_lease("host-a", Some(lease(1, LeaseState::Held)));
-        lab.cache.observe(network(), Origin::Watch);
-        lab.drain().await;
-        lab
-    }
-
-    fn plan(&self, name: &str) -> fetch::Planned {
-        let now = Time(Timestamp::from_second(1_800_000_000).unwrap());
-        fetch::plan(&mut self.cache.world(), &key(name), &now).unwrap()
-    }
-
-    /// What waits in the queue, sorted.
-    async fn drain(&self) -> Vec<Work> {
-        let mut all = Vec::new();
-        while self.queue.depth() > 0 {
-            let work = self.queue.take().await.unwrap();
-            self.queue.done(&work);
-            all.push(work);
-        }
-        all.sort();
-        all
-    }
-}
-
-fn reason(planned: &fetch::Planned) -> String {
-    let status = planned.plan.status.as_ref().unwrap();
-    condition(&status.conditions, "Ready")
-        .unwrap()
-        .reason
-        .clone()
-}
-
-fn creates(planned: &fetch::Planned) -> Option<String> {
-    planned.plan.actions.iter().find_map(|a| match a {
-        Action::CreateInstance(spec) => spec.config.network_adapters[0].ip_address.clone(),
-        _ => None,
-    })
-}
 
 #[tokio::test]
 async fn memory_and_addresses_are_taken_before_the_api_shows_it() {
@@ -224,19 +71,7 @@ async fn a_change_wakes_those_it_concerns() {
         Action::CreateInstance(spec) => Some(spec.as_ref().clone()),
         _ => None,
     });
-    let mut instance = VirtualMachineInstance::new("b", spec.unwrap());
-    instance.metadata = ObjectMeta {
-        name: Some("b".to_owned()),
-        namespace: Some("t".to_owned()),
-        uid: Some("uid-i".to_owned()),
-        resource_version: Some("999".to_owned()),
-        owner_references: Some(vec![OwnerReference {
-            uid: "uid-b".to_owned(),
-            controller: Some(true),
-            ..OwnerReference::default()
-        }]),
-        ..ObjectMeta::default()
-    };
+    let instance = instance("b", spec.unwrap());
     lab.cache.observe(instance, Origin::Own);
     assert_eq!(lab.drain().await, [Work::Machine(key("b"))]);
     let mut renewed = lease(1, LeaseState::Held);

@@ -4,25 +4,8 @@
 
 mod lab;
 
-use lab::{Lab, instance, key, machine};
-use paddock_crds::reference::condition;
-use paddock_operator::{cache::Origin, machine::fetch, queue::Work};
-use paddock_planner::machine::Action;
-
-fn reason(planned: &fetch::Planned) -> String {
-    let status = planned.plan.status.as_ref().unwrap();
-    condition(&status.conditions, "Ready")
-        .unwrap()
-        .reason
-        .clone()
-}
-
-fn creates(planned: &fetch::Planned) -> Option<String> {
-    planned.plan.actions.iter().find_map(|a| match a {
-        Action::CreateInstance(spec) => spec.config.network_adapters[0].ip_address.clone(),
-        _ => None,
-    })
-}
+use lab::{Lab, creates, instance, key, machine, reason};
+use paddock_operator::{cache::Origin, queue::Work};
 
 /// Plans for a machine and applies it, until it has nothing to do.
 fn settle(lab: &Lab, name: &str) {

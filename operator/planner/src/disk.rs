@@ -37,7 +37,7 @@ use paddock_crds::{
     host::PoolScope,
     names::{DISK_FINALIZER, TASK_FINALIZER, condition::READY},
     quantity::format_bytes,
-    reference::{LocalReference, Time},
+    reference::Time,
     virtual_hard_disk::{Attachment, AttachmentOwner, BoundFile, DiskState, OwnerKind},
     virtual_hard_disk_task::{TaskAction, TaskOrder, TaskState},
 };
@@ -482,18 +482,7 @@ impl Draft<'_> {
     }
 
     fn task_spec(&self, action: TaskAction) -> VirtualHardDiskTaskSpec {
-        VirtualHardDiskTaskSpec {
-            action,
-            virtual_hard_disk_ref: LocalReference {
-                name: name(&self.s.disk.metadata).to_owned(),
-            },
-            size: None,
-            shrink: None,
-            precompact: None,
-            defragment: None,
-            target: None,
-            format: None,
-        }
+        VirtualHardDiskTaskSpec::new(action, name(&self.s.disk.metadata))
     }
 
     fn create_task(&mut self, spec: VirtualHardDiskTaskSpec) {

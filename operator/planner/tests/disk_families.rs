@@ -10,14 +10,17 @@
 
 mod model;
 
-use model::{at, key, life::Life, metadata, ready_disk, unmade_disk};
+use model::{
+    at,
+    disks::{child, kept_undo, unmade_child, unmade_copy},
+    life::Life,
+    ready_disk,
+};
 use paddock_crds::{
-    VirtualHardDisk, VirtualHardDiskTask, VirtualHardDiskTaskSpec,
+    VirtualHardDisk, VirtualHardDiskTaskSpec,
     names::DISK_FINALIZER,
-    reference::LocalReference,
     virtual_hard_disk::{
-        Attachment, AttachmentOwner, BoundFile, DiskSource, DiskState, DiskType, OwnerKind,
-        UndoDisk, UndoState,
+        Attachment, AttachmentOwner, DiskState, DiskType, OwnerKind, UndoDisk, UndoState,
     },
     virtual_hard_disk_task::{TaskAction, TaskOrder, TaskResult, TaskState},
 };
@@ -145,55 +148,17 @@ fn base() -> VirtualHardDisk {
 
 fn undo(path: &str) -> UndoDisk {
     UndoDisk {
-        file: BoundFile {
-            pool: "default".to_owned(),
-            path: path.to_owned(),
-        },
-        machine: "web".to_owned(),
-        machine_uid: Some("uid-web".to_owned()),
         ran: false,
         state: UndoState::New,
+        ..kept_undo(path)
     }
-}
-
-fn unmade_child(name: &str) -> VirtualHardDisk {
-    let mut disk = unmade_disk(name, "default");
-    disk.spec.disk_type = Some(DiskType::Differencing);
-    disk.spec.size = None;
-    disk.spec.parent_ref = Some(LocalReference {
-        name: "base".to_owned(),
-    });
-    disk
-}
-
-fn made_child(name: &str) -> VirtualHardDisk {
-    let mut disk = unmade_child(name);
-    let mut status = ready_disk(name, Some("host-a")).status.unwrap();
-    status.disk_type = Some(DiskType::Differencing);
-    status.lineage = vec!["base".to_owned()];
-    status.parent_files = base().status.unwrap().file.into_iter().collect();
-    disk.status = Some(status);
-    disk
-}
-
-fn unmade_copy(name: &str) -> VirtualHardDisk {
-    let mut disk = unmade_disk(name, "default");
-    disk.spec.source = Some(DiskSource {
-        image: None,
-        http: None,
-        clone_ref: Some(LocalReference {
-            name: "base".to_owned(),
-        }),
-        linked_ref: None,
-    });
-    disk
 }
 
 impl World {
     fn new(has_child: bool, has_undo: bool) -> Self {
         let kid = match has_child {
-            true => made_child("kid"),
-            false => unmade_child("kid"),
+            true => child("kid", "base"),
+            false => unmade_child("kid", "base"),
         };
         let mut base = base();
         // A disk with children never gets one, but one with an undo disk may be named as a parent.
@@ -203,7 +168,12 @@ impl World {
             ran: true,
             ..undo("base-1.vud")
         });
-        let disks = [base, kid, unmade_child("sib"), unmade_copy("dup")];
+        let disks = [
+            base,
+            kid,
+            unmade_child("sib", "base"),
+            unmade_copy("dup", "base"),
+        ];
         let lives = disks.into_iter().map(|mut disk| {
             disk.metadata.finalizers = Some(vec![DISK_FINALIZER.to_owned()]);
             Life::new(disk)
@@ -397,28 +367,10 @@ impl World {
     fn ask(&mut self, of: usize, action: TaskAction) {
         self.asked += 1;
         let name = format!("asked-{}", self.asked);
-        let mut metadata = metadata(&name, &format!("uid-{name}"));
-        metadata.creation_timestamp = Some(at(self.lives[of].now));
-        let size =
+        let mut spec = VirtualHardDiskTaskSpec::new(action, NAMES[of]);
+        spec.size =
             (action == TaskAction::Resize).then(|| paddock_crds::ByteQuantity::from_bytes(1 << 31));
-        let spec = VirtualHardDiskTaskSpec {
-            action,
-            virtual_hard_disk_ref: LocalReference {
-                name: NAMES[of].to_owned(),
-            },
-            size,
-            shrink: None,
-            precompact: None,
-            defragment: None,
-            target: None,
-            format: None,
-        };
-        let task = VirtualHardDiskTask {
-            metadata,
-            spec,
-            status: None,
-        };
-        self.lives[of].tasks.insert(key(&name), Arc::new(task));
+        self.lives[of].ask(&name, spec);
     }
 
     /// A machine starts, where the operator would let it.

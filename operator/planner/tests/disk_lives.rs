@@ -10,11 +10,14 @@
 
 mod model;
 
-use model::{at, key, life::Life, life::held_by_machine, metadata, ready_disk};
+use model::{
+    at,
+    life::{Life, held_by_machine},
+    ready_disk,
+};
 use paddock_crds::{
-    VirtualHardDiskTask, VirtualHardDiskTaskSpec,
+    VirtualHardDiskTaskSpec,
     names::DISK_FINALIZER,
-    reference::LocalReference,
     virtual_hard_disk::{DiskType, OwnerKind, ReclaimPolicy},
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
@@ -149,27 +152,9 @@ impl World {
             Op::Ask(n) => {
                 self.asked += 1;
                 let name = format!("asked-{}", self.asked);
-                let mut metadata = metadata(&name, &format!("uid-{name}"));
-                metadata.creation_timestamp = Some(at(life.now));
                 let actions = [TaskAction::Compact, TaskAction::Check, TaskAction::Merge];
-                let spec = VirtualHardDiskTaskSpec {
-                    action: actions[usize::from(*n)],
-                    virtual_hard_disk_ref: LocalReference {
-                        name: "d".to_owned(),
-                    },
-                    size: None,
-                    shrink: None,
-                    precompact: None,
-                    defragment: None,
-                    target: None,
-                    format: None,
-                };
-                let task = VirtualHardDiskTask {
-                    metadata,
-                    spec,
-                    status: None,
-                };
-                life.tasks.insert(key(&name), Arc::new(task));
+                let action = actions[usize::from(*n)];
+                life.ask(&name, VirtualHardDiskTaskSpec::new(action, "d"));
             }
             Op::DeleteTask(n) => {
                 if let Some(task) = self.nth(*n) {

@@ -5,15 +5,12 @@
 mod model;
 
 use model::{
-    Model, at, host, key, life::Life, machine, metadata, ready_disk, unmade_disk, with_disk,
+    Model, at, disks::dynamic, host, key, life::Life, machine, ready_disk, unmade_disk, with_disk,
 };
 use paddock_crds::{
-    VirtualHardDiskTask, VirtualHardDiskTaskSpec,
-    names::{
-        DISK_FINALIZER,
-        condition::{HEALTHY, PROGRESSING, READY},
-    },
-    reference::{LocalReference, condition},
+    VirtualHardDiskTaskSpec,
+    names::condition::{HEALTHY, PROGRESSING, READY},
+    reference::condition,
     virtual_hard_disk::{DiskState, DiskType, FileMode},
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
     virtual_machine::Bus,
@@ -22,10 +19,7 @@ use paddock_planner::{ObjectKey, machine::Action};
 use std::sync::Arc;
 
 fn made() -> Life {
-    let mut disk = ready_disk("d", Some("host-a"));
-    disk.metadata.finalizers = Some(vec![DISK_FINALIZER.to_owned()]);
-    disk.status.as_mut().unwrap().disk_type = Some(DiskType::Dynamic);
-    Life::new(disk)
+    Life::new(dynamic("d"))
 }
 
 #[test]
@@ -77,28 +71,9 @@ fn an_adopted_disks_epochs_go_on_where_its_files_were() {
 
 /// Has the disk checked, with these findings.
 fn check(life: &mut Life, findings: &[&str]) {
-    let spec = VirtualHardDiskTaskSpec {
-        action: TaskAction::Check,
-        virtual_hard_disk_ref: LocalReference {
-            name: "d".to_owned(),
-        },
-        size: None,
-        shrink: None,
-        precompact: None,
-        defragment: None,
-        target: None,
-        format: None,
-    };
     life.now += 10;
     let name = format!("check-{}", life.now);
-    let mut metadata = metadata(&name, &format!("uid-{name}"));
-    metadata.creation_timestamp = Some(at(life.now));
-    let task = VirtualHardDiskTask {
-        metadata,
-        spec,
-        status: None,
-    };
-    life.tasks.insert(key(&name), Arc::new(task));
+    life.ask(&name, VirtualHardDiskTaskSpec::new(TaskAction::Check, "d"));
     life.settle();
     let found = Arc::make_mut(life.tasks.get_mut(&key(&name)).unwrap());
     let status = found.status.as_mut().unwrap();

@@ -6,73 +6,25 @@
 mod model;
 
 use model::{
-    at, key,
+    at,
+    disks::{child, dynamic, kept_undo, seen, unmade_child, unmade_copy},
+    key,
     life::{Life, held_by_machine},
-    metadata, ready_disk, unmade_disk,
+    metadata,
 };
 use paddock_crds::{
-    VirtualHardDisk, VirtualHardDiskTask, VirtualHardDiskTaskSpec,
-    names::{DISK_FINALIZER, condition::PROGRESSING},
-    reference::{LocalReference, condition},
-    virtual_hard_disk::{
-        BoundFile, DiskSource, DiskState, DiskType, ReclaimPolicy, UndoDisk, UndoState, Unfinished,
-    },
+    VirtualHardDiskTask, VirtualHardDiskTaskSpec,
+    names::condition::PROGRESSING,
+    reference::condition,
+    virtual_hard_disk::{DiskState, ReclaimPolicy, UndoState, Unfinished},
     virtual_hard_disk_task::{TaskAction, TaskResult, TaskState},
 };
 use paddock_planner::{ObjectKey, disk, placement::Availability};
 use std::{collections::BTreeMap, sync::Arc};
 
-fn dynamic(name: &str) -> VirtualHardDisk {
-    let mut disk = ready_disk(name, Some("host-a"));
-    disk.metadata.finalizers = Some(vec![DISK_FINALIZER.to_owned()]);
-    disk.status.as_mut().unwrap().disk_type = Some(DiskType::Dynamic);
-    disk
-}
-
-fn unmade_child(name: &str) -> VirtualHardDisk {
-    let mut disk = unmade_disk(name, "default");
-    disk.metadata.finalizers = Some(vec![DISK_FINALIZER.to_owned()]);
-    disk.spec.disk_type = Some(DiskType::Differencing);
-    disk.spec.size = None;
-    disk.spec.parent_ref = Some(LocalReference {
-        name: "base".to_owned(),
-    });
-    disk
-}
-
-fn child(name: &str) -> VirtualHardDisk {
-    let mut disk = unmade_child(name);
-    let mut status = dynamic(name).status.unwrap();
-    status.disk_type = Some(DiskType::Differencing);
-    status.lineage = vec!["base".to_owned()];
-    status.parent_files = vec![file("base.vhd")];
-    disk.status = Some(status);
-    disk
-}
-
-fn copy(name: &str) -> VirtualHardDisk {
-    let mut disk = unmade_disk(name, "default");
-    disk.spec.source = Some(DiskSource {
-        image: None,
-        http: None,
-        clone_ref: Some(LocalReference {
-            name: "base".to_owned(),
-        }),
-        linked_ref: None,
-    });
-    disk
-}
-
-fn file(path: &str) -> BoundFile {
-    BoundFile {
-        pool: "default".to_owned(),
-        path: path.to_owned(),
-    }
-}
-
 /// A child of `base`.
 fn merging_life() -> Life {
-    let mut life = Life::new(child("d"));
+    let mut life = Life::new(seen(child("d", "base")));
     life.family.parent = Some(Arc::new(dynamic("base")));
     life
 }
@@ -80,40 +32,15 @@ fn merging_life() -> Life {
 /// A disk with a kept undo disk.
 fn undo_life() -> Life {
     let mut life = Life::new(dynamic("d"));
-    life.disk.status.as_mut().unwrap().undo = Some(UndoDisk {
-        file: file("d-2.vud"),
-        machine: "web".to_owned(),
-        machine_uid: Some("uid-web".to_owned()),
-        ran: true,
-        state: UndoState::Kept,
-    });
+    life.disk.status.as_mut().unwrap().undo = Some(kept_undo("d-2.vud"));
     life
 }
 
 fn ask(life: &mut Life, name: &str, action: TaskAction) -> ObjectKey {
-    let mut metadata = metadata(name, &format!("uid-{name}"));
     life.now += 1;
-    metadata.creation_timestamp = Some(at(life.now));
-    let spec = VirtualHardDiskTaskSpec {
-        action,
-        virtual_hard_disk_ref: LocalReference {
-            name: "d".to_owned(),
-        },
-        size: None,
-        shrink: None,
-        precompact: None,
-        defragment: None,
-        target: None,
-        format: None,
-    };
-    let task = VirtualHardDiskTask {
-        metadata,
-        spec,
-        status: None,
-    };
-    life.tasks.insert(key(name), Arc::new(task));
+    let task = life.ask(name, VirtualHardDiskTaskSpec::new(action, "d"));
     life.settle();
-    key(name)
+    task
 }
 
 fn end(life: &mut Life, task: &ObjectKey, state: TaskState, reason: &str, begun: Option<bool>) {
@@ -258,7 +185,8 @@ fn a_task_that_was_given_the_disk_and_no_host_has_begun_nothing() {
         let task = key("m");
         let mut plan = {
             let metadata = metadata("m", "uid-m");
-            let mut asked = VirtualHardDiskTask::new("m", spec(action));
+            let mut asked =
+                VirtualHardDiskTask::new("m", VirtualHardDiskTaskSpec::new(action, "d"));
             asked.metadata = metadata;
             life.tasks.insert(task.clone(), Arc::new(asked));
             life.plan()
@@ -277,12 +205,6 @@ fn a_task_that_was_given_the_disk_and_no_host_has_begun_nothing() {
         assert_eq!(unfinished(&life), None);
         assert_eq!(life.state(), DiskState::Ready);
     }
-}
-
-fn spec(action: TaskAction) -> VirtualHardDiskTaskSpec {
-    let mut life = undo_life();
-    let task = ask(&mut life, "x", action);
-    life.tasks[&task].spec.clone()
 }
 
 #[test]
@@ -404,7 +326,7 @@ fn an_undo_disk_that_is_missing_is_committed_only_if_no_guest_ran_with_it() {
 #[test]
 fn a_child_that_waits_for_the_commit_does_not_hinder_it() {
     let mut life = undo_life();
-    let mut waiting = unmade_child("k");
+    let mut waiting = seen(unmade_child("k", "base"));
     waiting.spec.parent_ref.as_mut().unwrap().name = "d".to_owned();
     life.family.children = vec![Arc::new(waiting.clone())];
     let task = ask(&mut life, "m", TaskAction::CommitUndo);
@@ -420,7 +342,7 @@ fn a_child_that_waits_for_the_commit_does_not_hinder_it() {
     assert_eq!(made.task().spec.action, TaskAction::Create);
     // One that is just being given to its task is none that waits.
     let mut life = undo_life();
-    life.family.children = vec![Arc::new(unmade_child("k"))];
+    life.family.children = vec![Arc::new(seen(unmade_child("k", "base")))];
     life.family.taken.insert("k".to_owned());
     let task = ask(&mut life, "m", TaskAction::CommitUndo);
     assert_eq!(told(&life, &task).1, "HasChildren");
@@ -430,7 +352,7 @@ fn a_child_that_waits_for_the_commit_does_not_hinder_it() {
 fn nothing_reads_or_changes_a_parent_while_a_child_is_merged_into_it() {
     let merging = BTreeMap::from([("base".to_owned(), "other".to_owned())]);
     // A copy of it.
-    let mut life = Life::new(copy("d"));
+    let mut life = Life::new(unmade_copy("d", "base"));
     life.family.source = Some(Arc::new(dynamic("base")));
     life.family.merging = merging.clone();
     life.settle();
@@ -459,7 +381,7 @@ fn nothing_reads_or_changes_a_parent_while_a_child_is_merged_into_it() {
 #[test]
 fn a_merge_waits_for_copies_of_the_parent() {
     let mut life = merging_life();
-    let mut copying = copy("c");
+    let mut copying = unmade_copy("c", "base");
     life.family.parent_copies = vec![Arc::new(copying.clone())];
     life.family.taken.insert("c".to_owned());
     let task = ask(&mut life, "m", TaskAction::Merge);
@@ -471,7 +393,7 @@ fn a_merge_waits_for_copies_of_the_parent() {
     life.settle();
     assert_eq!(told(&life, &task), waits);
     // One that waits itself is none.
-    life.family.parent_copies = vec![Arc::new(copy("c"))];
+    life.family.parent_copies = vec![Arc::new(unmade_copy("c", "base"))];
     life.settle();
     assert!(is_at_work(&life, &task));
 }

@@ -8,7 +8,9 @@ use k8s_openapi::{
 };
 use paddock_crds::{
     Host, VirtualHardDisk, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceSpec,
-    VirtualMachineInstanceStatus, VirtualNetwork, names::MACHINE_FINALIZER, reference::Time,
+    VirtualMachineInstanceStatus, VirtualNetwork,
+    names::MACHINE_FINALIZER,
+    reference::{Time, condition},
 };
 use paddock_operator::{
     cache::{Cache, Kept, Origin},
@@ -144,6 +146,23 @@ pub fn instance(name: &str, spec: VirtualMachineInstanceSpec) -> VirtualMachineI
 
 pub fn key(name: &str) -> ObjectKey {
     ObjectKey::new("t", name)
+}
+
+/// Why a machine is not ready.
+pub fn reason(planned: &fetch::Planned) -> String {
+    let status = planned.plan.status.as_ref().unwrap();
+    condition(&status.conditions, "Ready")
+        .unwrap()
+        .reason
+        .clone()
+}
+
+/// The address in the instance that a plan makes.
+pub fn creates(planned: &fetch::Planned) -> Option<String> {
+    planned.plan.actions.iter().find_map(|a| match a {
+        Action::CreateInstance(spec) => spec.config.network_adapters[0].ip_address.clone(),
+        _ => None,
+    })
 }
 
 pub struct Lab {

@@ -69,9 +69,7 @@ fn annotation<'a>(
 mod tests {
     use super::*;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-    use paddock_crds::{
-        VirtualHardDiskTaskSpec, reference::LocalReference, virtual_hard_disk_task::TaskAction,
-    };
+    use paddock_crds::{VirtualHardDiskTaskSpec, virtual_hard_disk_task::TaskAction};
 
     const SYSTEM: &str = "paddock-system";
 
@@ -82,18 +80,7 @@ mod tests {
                 namespace: Some(namespace.to_owned()),
                 ..ObjectMeta::default()
             },
-            spec: VirtualHardDiskTaskSpec {
-                action: TaskAction::Merge,
-                virtual_hard_disk_ref: LocalReference {
-                    name: "d".to_owned(),
-                },
-                size: None,
-                shrink: None,
-                precompact: None,
-                defragment: None,
-                target: None,
-                format: None,
-            },
+            spec: VirtualHardDiskTaskSpec::new(TaskAction::Merge, "d"),
             status: None,
         }
     }

@@ -259,6 +259,19 @@ impl Life {
         }
     }
 
+    /// A person's task, made now.
+    pub fn ask(&mut self, name: &str, spec: VirtualHardDiskTaskSpec) -> ObjectKey {
+        let mut metadata = metadata(name, &format!("uid-{name}"));
+        metadata.creation_timestamp = Some(at(self.now));
+        let task = VirtualHardDiskTask {
+            metadata,
+            spec,
+            status: None,
+        };
+        self.tasks.insert(super::key(name), Arc::new(task));
+        super::key(name)
+    }
+
     pub fn ready(&self) -> (String, String, String) {
         let status = self.disk.status.as_ref().unwrap();
         let c = condition(&status.conditions, READY).unwrap();

@@ -2,7 +2,10 @@
 
 #![allow(dead_code)] // Each test file uses its part of it.
 
+pub mod asked;
+pub mod disks;
 pub mod life;
+pub mod machines;
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},

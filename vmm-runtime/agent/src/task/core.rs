@@ -77,17 +77,7 @@ pub(super) fn test_order(
 pub(super) fn test_task(
     action: paddock_crds::virtual_hard_disk_task::TaskAction,
 ) -> VirtualHardDiskTask {
-    let spec = paddock_crds::VirtualHardDiskTaskSpec {
-        action,
-        virtual_hard_disk_ref: paddock_crds::reference::LocalReference { name: "d".into() },
-        size: None,
-        shrink: None,
-        precompact: None,
-        defragment: None,
-        target: None,
-        format: None,
-    };
-    VirtualHardDiskTask::new("t", spec)
+    VirtualHardDiskTask::new("t", paddock_crds::VirtualHardDiskTaskSpec::new(action, "d"))
 }
 
 #[cfg(test)]
