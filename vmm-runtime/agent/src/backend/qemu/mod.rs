@@ -157,8 +157,13 @@ impl QemuBackend {
             .of(&key.uid)
             .map_err(|error| error.to_string())?;
         let record = folder.record();
-        if let Some(record) = &record {
-            self.users.note(record.user, &key.uid);
+        let user = match &record {
+            Some(record) => Some(record.user),
+            // Nobody else's meanwhile, whatever became of the record.
+            None => folder.config().map(|config| config.qemu.uid),
+        };
+        if let Some(user) = user {
+            self.users.note(user, &key.uid);
         }
         let identity = Identity::read(folder.path()).unwrap_or_else(|error| {
             warn!(instance = %key, %error, "its process cannot be recognised");
@@ -300,9 +305,15 @@ impl QemuBackend {
             .folders
             .of(&order.key.uid)
             .map_err(|error| Failure::new("HypervisorFailed", format!("run folder: {error}")))?;
-        self.networks
-            .serve_dhcp(&folder, &wanted, dhcp_answers(&order.instance))
-            .await
+        let spec = &order.instance.spec;
+        let status = order.instance.status.as_ref();
+        let started_from = status.and_then(|s| s.started_config_revision.as_deref());
+        let wish = networks::Wish {
+            plugs: wanted,
+            dhcp: dhcp_answers(&order.instance),
+            is_started: started_from == Some(&*spec.config_revision),
+        };
+        self.networks.serve_dhcp(&folder, wish).await
     }
 
     /// Asks the process for a power state; one that is just starting listens in a moment.

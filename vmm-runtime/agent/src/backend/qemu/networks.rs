@@ -55,26 +55,24 @@ impl Networks {
             .await
     }
 
-    /// Lets the DHCP servers of a machine answer as `wanted`, and notes it in its run folder.
+    /// Lets the DHCP servers of a machine answer as `wish` says, and notes it in its run folder. Of a machine that was
+    /// taken over without a record, taps and packet filter are brought back too.
     ///
     /// # Errors
     /// What cannot be had, and why.
-    pub async fn serve_dhcp(
-        &self,
-        folder: &RunFolder,
-        wanted: &[Plug],
-        dhcp: String,
-    ) -> Result<(), Failure> {
+    pub async fn serve_dhcp(&self, folder: &RunFolder, wish: Wish) -> Result<(), Failure> {
         let _changing = self.changing.lock().await;
         let Some(mut record) = folder.record() else {
-            return Ok(());
+            // With its process went what tells of it.
+            let running = wish.unrecorded().filter(|_| folder.has_process());
+            return self.make(running.unwrap_or_default()).await;
         };
-        let adapters = with_dhcp_of(&record.adapters, wanted);
+        let adapters = with_dhcp_of(&record.adapters, &wish.plugs);
         if adapters != record.adapters {
             self.make(&adapters).await?;
         }
         record.adapters = adapters;
-        record.dhcp = dhcp;
+        record.dhcp = wish.dhcp;
         folder
             .note(&record)
             .map_err(|error| Failure::new("HypervisorFailed", format!("the run folder: {error}")))
@@ -148,6 +146,25 @@ impl Networks {
         if let Err(error) = self.manager.repair().await {
             warn!(%error, "the packet filter could not be repaired");
         }
+    }
+}
+
+/// What an instance asks for of its networks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Its networks and adapters.
+    pub plugs: Vec<Plug>,
+    /// What its DHCP servers answer, as a text to compare.
+    pub dhcp: String,
+    /// Whether the machine that runs was started from this configuration.
+    pub is_started: bool,
+}
+
+impl Wish {
+    /// What a machine runs with of which no record tells: what is asked for, unless that has changed since it was
+    /// started. Then its adapters are left alone until it is started anew.
+    fn unrecorded(&self) -> Option<&[Plug]> {
+        self.is_started.then_some(&*self.plugs)
     }
 }
 
@@ -349,5 +366,17 @@ mod tests {
                 plug("c", "n2", Some(60)),
             ]
         );
+    }
+
+    #[test]
+    fn without_a_record_the_configuration_that_was_started_tells() {
+        let plugs = vec![plug("a", "n1", Some(60))];
+        let wish = |is_started| Wish {
+            plugs: plugs.clone(),
+            dhcp: "[]".to_owned(),
+            is_started,
+        };
+        assert_eq!(wish(true).unrecorded(), Some(&*plugs));
+        assert_eq!(wish(false).unrecorded(), None);
     }
 }

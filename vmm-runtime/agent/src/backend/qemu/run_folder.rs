@@ -236,6 +236,12 @@ impl RunFolder {
         read(&self.path.join(RECORD_FILE)).filter(|r: &Record| r.version <= RECORD_VERSION)
     }
 
+    /// Whether a process has made itself known in it that was not cleared away.
+    #[must_use]
+    pub fn has_process(&self) -> bool {
+        self.path.join(IDENTITY_FILE).exists()
+    }
+
     /// The configuration that was written last.
     #[must_use]
     pub fn config(&self) -> Option<VmConfig> {
@@ -317,7 +323,9 @@ mod tests {
         for file in [RESULT_FILE, IDENTITY_FILE, "console.log"] {
             fs::write(folder.path().join(file), "{}").unwrap();
         }
+        assert!(folder.has_process());
         folder.begin(&record()).unwrap();
+        assert!(!folder.has_process());
         assert!(!folder.path().join(RESULT_FILE).exists());
         assert!(!folder.path().join(IDENTITY_FILE).exists());
         assert!(folder.path().join("console.log").exists());

@@ -26,15 +26,19 @@ impl Users {
             .insert(user, uid.to_owned());
     }
 
-    /// The user of the instance `uid`: the one that follows from it, or the next one that is free.
+    /// The user of the instance `uid`: the one that it has, else the one that follows from it, or the next one that is
+    /// free.
     ///
     /// `None` when all are taken.
     pub fn take(&self, uid: &str) -> Option<u32> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((user, _)) = taken.iter().find(|(_, owner)| *owner == uid) {
+            return Some(*user);
+        }
         let start = slot(uid);
         let user = (0..COUNT)
             .map(|step| FIRST + (start + step) % COUNT)
-            .find(|user| taken.get(user).is_none_or(|owner| owner == uid))?;
+            .find(|user| !taken.contains_key(user))?;
         taken.insert(user, uid.to_owned());
         Some(user)
     }
@@ -81,6 +85,8 @@ mod tests {
         other.note(first, "b");
         assert_eq!(other.take("a"), Some(first + 1));
         other.give_back("b");
+        // While it has one it keeps it.
+        assert_eq!(other.take("a"), Some(first + 1));
         other.give_back("a");
         assert_eq!(other.take("a"), Some(first));
     }
