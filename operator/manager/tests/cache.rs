@@ -87,6 +87,56 @@ async fn a_change_wakes_those_it_concerns() {
     );
 }
 
+#[tokio::test]
+async fn what_is_counted_of_a_host_wakes_nobody_who_waits() {
+    let lab = Lab::new("400Mi").await;
+    lab.cache
+        .observe(machine("big", "8Gi", None), Origin::Watch);
+    lab.drain().await;
+    assert_eq!(reason(&lab.plan("big")), "Unschedulable");
+    let mut counted = host("host-a", "400Mi");
+    let status = counted.status.as_mut().unwrap();
+    status.storage = Some("shared 1 GiB/2 GiB".to_owned());
+    status.pools[0].free_bytes = Some(7);
+    status.committed = vec![paddock_crds::host::Committed {
+        pool: "shared".to_owned(),
+        bytes: 1 << 30,
+        disks: 1,
+    }];
+    lab.cache.observe(counted, Origin::Own);
+    assert_eq!(lab.drain().await, [Work::Host("host-a".to_owned())]);
+    let mut labelled = host("host-a", "400Mi");
+    labelled.metadata.labels = Some([("rack".to_owned(), "1".to_owned())].into());
+    lab.cache.observe(labelled, Origin::Watch);
+    assert!(lab.drain().await.contains(&Work::Machine(key("big"))));
+}
+
+#[tokio::test]
+async fn a_machine_that_waits_for_its_disk_keeps_its_place() {
+    let lab = Lab::new("4Gi").await;
+    lab.cache.observe(host("host-b", "4Gi"), Origin::Watch);
+    lab.cache
+        .observe_lease("host-b", Some(lease(1, LeaseState::Held)));
+    let unmade = json!({"size": "1Gi", "file": {"pool": "shared"}});
+    let unmade: VirtualHardDisk = object("VirtualHardDisk", "root", unmade, Value::Null);
+    lab.cache.observe(unmade, Origin::Watch);
+    let place = |name: &str, memory: &str, disk: Option<&str>| {
+        lab.cache
+            .observe(machine(name, memory, disk), Origin::Watch);
+        let planned = lab.plan(name);
+        let host = planned.plan.reservation.map(|r| r.host);
+        (host.unwrap_or_default(), planned.frees)
+    };
+    let waits = ("host-a".to_owned(), false);
+    assert_eq!(place("a", "64Mi", Some("root")), waits);
+    assert_eq!(place("b", "64Mi", None).0, "host-b");
+    assert_eq!(place("c", "512Mi", None).0, "host-a");
+    // There is more room on the other host by now, but a move would have everybody who waits looked at.
+    let again = lab.plan("a");
+    let host = again.plan.reservation.map(|r| r.host).unwrap_or_default();
+    assert_eq!((host, again.frees), waits);
+}
+
 /// A disk that is not made, in a namespace, younger or older than others.
 fn adopter(namespace: &str, path: &str, made: &str) -> VirtualHardDisk {
     let mut disk: VirtualHardDisk = object(

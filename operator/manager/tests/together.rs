@@ -5,7 +5,7 @@
 mod lab;
 
 use lab::Lab;
-use paddock_planner::machine::instance_memory;
+use paddock_planner::{ObjectKey, machine::instance_memory};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -42,6 +42,20 @@ fn check(lab: &Lab) -> Result<(), TestCaseError> {
         }
     }
     prop_assert!(memory <= HOST_MEBIBYTES << 20, "{memory} bytes are given");
+    // The sum that is kept is that of all that instances and plans take.
+    let each = world.machines.all().map(|(key, _)| {
+        let placed = world.instances.get(key).map(|i| instance_memory(i));
+        let planned = world.index.reservation(key).map(|r| r.memory);
+        (placed.max(planned).unwrap_or(0), placed.unwrap_or(0), key)
+    });
+    let each: Vec<_> = each.collect();
+    let all: u64 = each.iter().map(|(taken, ..)| taken).sum();
+    let host = world.hosts.get(&ObjectKey::new("", "host-a")).unwrap();
+    prop_assert_eq!(world.host_view(host, None).allocated, all);
+    for (taken, placed, key) in each {
+        let others = world.host_view(host, Some(key)).allocated;
+        prop_assert_eq!(others, all - taken + placed);
+    }
     Ok(())
 }
 
@@ -63,6 +77,7 @@ async fn run(rounds: Vec<Vec<Op>>) -> Result<(), TestCaseError> {
                 .iter()
                 .map(|m| (format!("m{m}"), lab.plan(&format!("m{m}"))))
                 .collect();
+            check(&lab)?;
             for (name, planned) in plans {
                 lab.apply(&name, &planned);
                 check(&lab)?;

@@ -57,6 +57,8 @@ pub struct Snapshot<'a> {
     pub references: References<'a>,
     /// The hosts.
     pub hosts: &'a [HostView],
+    /// The host that its last plan took memory of.
+    pub reserved: Option<&'a str>,
     /// Pools that hosts share.
     pub shared_pools: &'a BTreeSet<String>,
     /// The attachments of this machine were given by this very process, and no instance was ever asked for since.
@@ -557,11 +559,12 @@ fn place(s: &Snapshot<'_>, vm: &VirtualMachine, held: &[&Attachment]) -> Plan {
     if !resolved.refusals.is_empty() {
         return refused(s, vm, &resolved.refusals, None);
     }
-    let need = resolved.need(
+    let mut need = resolved.need(
         vm,
         |pool| s.shared_pools.contains(pool),
         held.first().map(|a| a.host.clone()),
     );
+    need.reserved = s.reserved.map(str::to_owned);
     let view = match placement::place(s.hosts, &need) {
         Ok(view) => view,
         Err(none) => {

@@ -171,6 +171,9 @@ pub struct Need {
     pub uplinks: Vec<String>,
     /// The host it ran on last.
     pub last_host: Option<String>,
+    /// The host that its last plan took memory of: taken elsewhere, it would be free there, and all that wait would be
+    /// looked at for nothing.
+    pub reserved: Option<String>,
     /// The host that holds an attachment of this machine already.
     pub held_by: Option<String>,
 }
@@ -235,6 +238,7 @@ pub fn place<'a>(hosts: &'a [HostView], need: &Need) -> Result<&'a HostView, NoH
         }
         let rank = (
             need.last_host.as_deref() != Some(host.name()),
+            need.reserved.as_deref() != Some(host.name()),
             Reverse(host.free()),
             host.name(),
         );

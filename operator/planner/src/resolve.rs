@@ -430,6 +430,7 @@ impl Resolved {
             image_pools: kernel.map(|k| k.pool.clone()).into_iter().collect(),
             uplinks: self.uplinks.clone(),
             last_host: vm.status.as_ref().and_then(|s| s.host.clone()),
+            reserved: None,
             held_by,
         }
     }

@@ -51,15 +51,19 @@ fn disk(place: DiskPlace, pool: &str) -> DiskNeed {
 }
 
 #[test]
-fn the_last_host_then_most_free_memory_then_the_name() {
+fn the_last_host_then_the_reserved_one_then_most_free_memory_then_the_name() {
     let mut hosts = [host("b", "2Gi"), host("a", "2Gi"), host("c", "4Gi")];
     assert_eq!(chosen(&hosts, &need(64)), "c");
     hosts[2].allocated = 3 << 30;
     assert_eq!(chosen(&hosts, &need(64)), "a");
     let mut last = need(64);
+    last.reserved = Some("b".to_owned());
+    assert_eq!(chosen(&hosts, &last), "b");
     last.last_host = Some("c".to_owned());
     assert_eq!(chosen(&hosts, &last), "c");
     last.memory = 2 << 30;
+    assert_eq!(chosen(&hosts, &last), "b");
+    last.reserved = Some("c".to_owned());
     assert_eq!(chosen(&hosts, &last), "a");
 }
 

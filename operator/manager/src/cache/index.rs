@@ -4,13 +4,14 @@ use super::{
     Follow, World,
     files::{self, FileKey},
     held::{instance_addresses, instance_macs, spec_macs, status_addresses, status_macs},
+    memory::Memory,
     sets::Sets,
     table::{Change, Kept, Table},
 };
 use crate::{queue::Work, shrink::give_back};
 use paddock_crds::{
-    Host, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine, VirtualMachineInstance,
-    VirtualNetwork,
+    Host, HostSpec, HostStatus, VirtualHardDisk, VirtualHardDiskTask, VirtualMachine,
+    VirtualMachineInstance, VirtualNetwork,
     virtual_hard_disk::{DiskType, OwnerKind},
 };
 use paddock_planner::{
@@ -40,7 +41,8 @@ pub struct Index {
     pub macs: MacClaims,
     /// Who holds which IP address.
     pub addresses: AddressClaims,
-    reserved: BTreeMap<ObjectKey, Reservation>,
+    pub(super) memory: Memory,
+    pub(super) reserved: BTreeMap<ObjectKey, Reservation>,
     reserved_disks: HashMap<ObjectKey, ObjectKey>,
     task_disks: HashMap<ObjectKey, ObjectKey>,
     tasks_named: Sets<ObjectKey>,
@@ -138,11 +140,6 @@ impl Index {
         tasks.filter_map(|task| self.task_disks.get(task))
     }
 
-    /// What plans took, by machine.
-    pub fn reservations(&self) -> impl Iterator<Item = (&ObjectKey, &Reservation)> {
-        self.reserved.iter()
-    }
-
     /// What a machine's plan took.
     #[must_use]
     pub fn reservation(&self, machine: &ObjectKey) -> Option<&Reservation> {
@@ -155,8 +152,8 @@ impl Index {
         self.reserved_disks.get(disk)
     }
 
-    /// Replaces what a machine's plan took.
-    pub fn reserve(&mut self, machine: &ObjectKey, what: Option<Reservation>) {
+    /// Replaces what a machine's plan took; see [`World::reserve`].
+    pub(super) fn reserve(&mut self, machine: &ObjectKey, what: Option<Reservation>) {
         let old = self.reserved.remove(machine);
         if old.is_none() && what.is_none() {
             return;
@@ -266,13 +263,14 @@ impl Kept for VirtualMachine {
             None => {
                 // Its memory, disks and addresses may be what another waits for.
                 follow.push(Follow::Pending);
-                index.reserve(key, None);
+                world.reserve(key, None);
                 world.pending_machines.remove(key);
                 if let Some(old) = &change.old {
                     world.never_ordered.remove(identity::uid(&old.metadata));
                 }
             }
         }
+        let index = &mut world.index;
         let spec_changed = match (&change.old, &change.new) {
             (Some(old), Some(new)) => old.metadata.generation != new.metadata.generation,
             _ => false,
@@ -334,6 +332,9 @@ impl Kept for VirtualMachineInstance {
         if let Some(old) = &change.old {
             index.instances_on.remove(&old.spec.host, key);
         }
+        let planned = index.reserved.get(key);
+        index.memory.subtract(change.old.as_deref(), planned);
+        index.memory.add(change.new.as_deref(), planned);
         let told = |i: &Option<std::sync::Arc<Self>>| {
             let status = i.as_ref().and_then(|i| i.status.as_ref());
             status.map(|s| s.disks.clone()).unwrap_or_default()
@@ -571,6 +572,23 @@ impl Kept for VirtualNetwork {
     }
 }
 
+/// What of a host something may wait for: all but what is only counted, of which every disk that is made is news.
+fn offer(host: &Host) -> (HostSpec, Option<HostStatus>, Labels, bool) {
+    let mut status = host.status.clone();
+    if let Some(status) = &mut status {
+        status.committed.clear();
+        status.storage = None;
+        for pool in &mut status.pools {
+            pool.free_bytes = None;
+        }
+    }
+    let labels = host.metadata.labels.clone();
+    let ends = identity::deleting(&host.metadata);
+    (host.spec.clone(), status, labels, ends)
+}
+
+type Labels = Option<BTreeMap<String, String>>;
+
 impl Kept for Host {
     const PLURAL: &'static str = "hosts";
 
@@ -580,11 +598,11 @@ impl Kept for Host {
 
     fn follow(world: &mut World, change: &Change<Self>) -> Vec<Follow> {
         let host = &change.key.name;
-        let mut follow = vec![
-            Follow::Now(Work::Host(host.clone())),
+        let mut follow = vec![Follow::Now(Work::Host(host.clone()))];
+        if change.old.as_deref().map(offer) != change.new.as_deref().map(offer) {
             // Room, a pool or an uplink may be what something waits for.
-            Follow::Pending,
-        ];
+            follow.push(Follow::Pending);
+        }
         let gist = |h: &Option<std::sync::Arc<Self>>| {
             h.as_ref().map(|h| {
                 (

@@ -7,6 +7,7 @@
 mod files;
 mod held;
 mod index;
+mod memory;
 mod sets;
 mod snapshot;
 mod table;

@@ -29,7 +29,7 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
     let vm = world.machines.get(key).cloned();
     let instance = world.instances.get(key).cloned();
     if vm.is_none() && instance.is_none() {
-        world.index.reserve(key, None);
+        world.reserve(key, None);
         world.pending_machines.remove(key);
         return None;
     }
@@ -97,6 +97,7 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
             current,
         },
         hosts: &hosts,
+        reserved: world.index.reservation(key).map(|r| r.host.as_str()),
         shared_pools: &world.shared_pools(),
         never_ordered: vm_uid.is_some_and(|uid| world.never_ordered.contains(uid)),
         now,
@@ -105,7 +106,7 @@ pub fn plan(world: &mut World, key: &ObjectKey, now: &Time) -> Option<Planned> {
         .index
         .reservation(key)
         .is_some_and(|old| old.frees(plan.reservation.as_ref(), instance.as_deref()));
-    world.index.reserve(key, plan.reservation.clone());
+    world.reserve(key, plan.reservation.clone());
     if plan.pending {
         world.pending_machines.insert(key.clone());
     } else {

@@ -195,11 +195,14 @@ fn ip(
     };
     let key = ObjectKey::of(&vm.metadata);
     let target = name(&network.metadata);
-    let network_key = ObjectKey::new(&key.namespace, target);
-    let by_other = |address: Ipv4Addr| {
-        references
-            .addresses
-            .strongest_other(&(network_key.clone(), address), &key)
+    // One for all that are asked for: a large network has many.
+    let mut asked = (
+        ObjectKey::new(&key.namespace, target),
+        Ipv4Addr::UNSPECIFIED,
+    );
+    let mut by_other = |address: Ipv4Addr| {
+        asked.1 = address;
+        references.addresses.strongest_other(&asked, &key)
     };
     let network_uid = uid(&network.metadata);
     let kept = references

@@ -337,6 +337,7 @@ impl Model {
                     .unwrap_or_default(),
             },
             hosts: &hosts,
+            reserved: None,
             shared_pools: &BTreeSet::from(["shared".to_owned(), "images".to_owned()]),
             never_ordered: false,
             now: &now,

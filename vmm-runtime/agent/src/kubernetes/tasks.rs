@@ -99,21 +99,11 @@ fn refused(
 mod tests {
     use super::*;
     use paddock_crds::{
-        VirtualHardDiskTaskSpec, VirtualHardDiskTaskStatus, reference::LocalReference,
-        virtual_hard_disk_task::TaskAction,
+        VirtualHardDiskTaskSpec, VirtualHardDiskTaskStatus, virtual_hard_disk_task::TaskAction,
     };
 
     fn task(host: Option<&str>) -> VirtualHardDiskTask {
-        let spec = VirtualHardDiskTaskSpec {
-            action: TaskAction::Merge,
-            virtual_hard_disk_ref: LocalReference { name: "d".into() },
-            size: None,
-            shrink: None,
-            precompact: None,
-            defragment: None,
-            target: None,
-            format: None,
-        };
+        let spec = VirtualHardDiskTaskSpec::new(TaskAction::Merge, "d");
         let mut task = VirtualHardDiskTask::new("t", spec);
         task.status = Some(VirtualHardDiskTaskStatus {
             host: host.map(Into::into),
