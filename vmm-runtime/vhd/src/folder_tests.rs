@@ -7,8 +7,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::copying::is_zero;
 use crate::image::random::Random;
-use crate::storage::fault::Fault;
+use crate::storage::fault::{Content, Fault};
 use crate::storage::trace::{Folder, Skip, Trace, read_folder, write_folder};
 use crate::survey::{Left, Part, survey_seeds};
 use crate::{
@@ -333,7 +334,7 @@ fn merging(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
         let options = ChildOptions::new();
         let child = Vhd::create_child(pool, "b.vhd", pool, "a.vhd", &options).unwrap();
         for (sector, bytes) in above.chunks(512).enumerate() {
-            if bytes.iter().any(|&byte| byte != 0) {
+            if !is_zero(bytes) {
                 child.write_at(bytes, sector as u64 * 512).unwrap();
                 shown[sector * 512..][..512].copy_from_slice(bytes);
             }
@@ -411,7 +412,7 @@ fn resizing(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
         for access in [Access::ReadOnly, Access::ReadWrite] {
             let found = content(pool, "a.vhd", access)?;
             let (old, grown) = found.split_at(MIB as usize);
-            if old != bytes || grown != vec![0; grown.len()] {
+            if old != bytes || !is_zero(grown) {
                 return Err("it shows something else".to_owned());
             }
         }
@@ -432,8 +433,9 @@ fn repairing(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
     let (mut before, bytes) = one_disk(seed);
     let file = &mut before.get_mut(OsStr::new("a.vhd")).unwrap().0;
     // A damaged copy of the footer.
-    file[100] ^= 1;
-    let damaged = file.clone();
+    let byte = file.read(100..101)[0];
+    file.write(&[byte ^ 1], 100);
+    let damaged = file.read(0..file.len());
     let run = |pool: &Pool| {
         let done = repair_in_place(pool, "a.vhd", Gate::open(), &mut go_on);
         done.map(drop).map_err(told)
@@ -482,7 +484,7 @@ fn using(seed: u64, skip: Option<Skip>) -> Outcome<usize> {
     let look = |pool: &Pool| {
         let found = content(pool, "a.vhd", Access::ReadWrite)?;
         let (written, rest) = found.split_at(bytes.len());
-        if rest != vec![0; rest.len()] {
+        if !is_zero(rest) {
             return Err("it shows something else".to_owned());
         }
         match written == bytes {

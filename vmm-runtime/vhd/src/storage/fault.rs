@@ -156,8 +156,9 @@ impl FaultStorage {
             (_, Some(fault)) => (None, Err(error(fault))),
         };
         if let Some(op) = op {
-            apply(&mut state.current, &op, |_| true);
-            let logged = whole_sectors(&state.current, op);
+            apply(&mut state.current, &op);
+            let current = &state.current;
+            let logged = whole_sectors(current.len(), |range| current[range].into(), op);
             state.log.push(logged);
             state.settle();
         }
@@ -185,7 +186,7 @@ impl State {
         match &self.log[end] {
             Op::Sync => {
                 for op in before {
-                    apply(&mut self.durable, op, |_| true);
+                    apply(&mut self.durable, op);
                 }
             }
             Op::FailedSync(seed) => {
@@ -198,21 +199,26 @@ impl State {
 }
 
 /// A change as it goes to disk: sectors as a whole, with what else they hold
-/// in the page cache at that time.
-pub(super) fn whole_sectors(current: &[u8], op: Op) -> Op {
-    let (offset, len) = match &op {
+/// in the page cache at that time. `current`: a range of bytes of the file, of
+/// so many.
+pub(super) fn whole_sectors(
+    len: usize,
+    current: impl FnOnce(Range<usize>) -> Arc<[u8]>,
+    op: Op,
+) -> Op {
+    let (offset, bytes) = match &op {
         Op::Write { offset, bytes } => (*offset as usize, bytes.len()),
         Op::Zero { offset, len } => (*offset as usize, *len as usize),
         _ => return op,
     };
-    if offset % SECTOR == 0 && len % SECTOR == 0 {
+    if offset % SECTOR == 0 && bytes % SECTOR == 0 {
         return op;
     }
     let start = offset / SECTOR * SECTOR;
-    let end = (offset + len).next_multiple_of(SECTOR).min(current.len());
+    let end = (offset + bytes).next_multiple_of(SECTOR).min(len);
     Op::Write {
         offset: start as u64,
-        bytes: current[start..end].into(),
+        bytes: current(start..end),
     }
 }
 
@@ -267,60 +273,120 @@ impl Storage for FaultStorage {
         let mut state = self.state();
         let mut current = state.durable.clone();
         for op in &state.log[state.settled..] {
-            apply(&mut current, op, |_| true);
+            apply(&mut current, op);
         }
         state.current = current;
         Ok(())
     }
 }
 
-/// Applies those sectors of an operation that `select` wants, by their number
-/// in the file.
-pub(super) fn apply(file: &mut Vec<u8>, op: &Op, mut select: impl FnMut(usize) -> bool) {
-    let (offset, len) = match op {
-        Op::Write { offset, bytes } => (*offset as usize, bytes.len()),
-        // Does not make the file longer.
-        Op::Zero { offset, len } => (
-            *offset as usize,
-            (*len as usize).min(file.len().saturating_sub(*offset as usize)),
-        ),
-        Op::SetLen(len) => {
-            if select(0) {
-                file.resize(*len as usize, 0);
-            }
-            return;
-        }
-        Op::Sync | Op::FailedSync(_) => return,
-    };
-    let mut at = offset;
-    while at < offset + len {
-        let end = ((at / SECTOR + 1) * SECTOR).min(offset + len);
-        if select(at / SECTOR) {
-            if file.len() < end {
-                file.resize(end, 0);
-            }
-            match op {
-                Op::Write { bytes, .. } => {
-                    file[at..end].copy_from_slice(&bytes[at - offset..end - offset])
-                }
-                _ => file[at..end].fill(0),
-            }
-        }
-        at = end;
+/// What a file holds.
+pub(crate) trait Content: Clone {
+    fn len(&self) -> usize;
+
+    /// Cuts it off, or makes it longer by zeros.
+    fn set_len(&mut self, len: usize);
+
+    /// Makes it longer if the bytes end past its end.
+    fn write(&mut self, bytes: &[u8], offset: usize);
+
+    /// Zeros bytes that it has.
+    fn zero(&mut self, range: Range<usize>);
+}
+
+impl Content for Vec<u8> {
+    fn len(&self) -> usize {
+        self.len()
     }
+
+    fn set_len(&mut self, len: usize) {
+        self.resize(len, 0);
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: usize) {
+        let end = offset + bytes.len();
+        if self.len() < end {
+            self.resize(end, 0);
+        }
+        self[offset..end].copy_from_slice(bytes);
+    }
+
+    fn zero(&mut self, range: Range<usize>) {
+        self[range].fill(0);
+    }
+}
+
+/// The bytes that an operation changes.
+fn changed(file: &impl Content, op: &Op) -> Range<usize> {
+    match op {
+        Op::Write { offset, bytes } => *offset as usize..*offset as usize + bytes.len(),
+        // Does not make the file longer.
+        Op::Zero { offset, len } => {
+            let offset = *offset as usize;
+            offset..file.len().min(offset + *len as usize).max(offset)
+        }
+        Op::SetLen(_) | Op::Sync | Op::FailedSync(_) => 0..0,
+    }
+}
+
+/// Applies those bytes of an operation that are in the range.
+fn apply_range(file: &mut impl Content, op: &Op, range: Range<usize>) {
+    if range.is_empty() {
+        return;
+    }
+    match op {
+        Op::Write { offset, bytes } => {
+            let offset = *offset as usize;
+            file.write(
+                &bytes[range.start - offset..range.end - offset],
+                range.start,
+            );
+        }
+        _ => file.zero(range),
+    }
+}
+
+/// Applies an operation.
+pub(super) fn apply(file: &mut impl Content, op: &Op) {
+    if let Op::SetLen(len) = op {
+        file.set_len(*len as usize);
+    }
+    let range = changed(file, op);
+    apply_range(file, op, range);
+}
+
+/// Applies those sectors of an operation that `select` wants.
+fn apply_sectors(file: &mut impl Content, op: &Op, mut select: impl FnMut() -> bool) {
+    if let Op::SetLen(len) = op
+        && select()
+    {
+        file.set_len(*len as usize);
+    }
+    let Range { start, end } = changed(file, op);
+    // Neighbours in one go.
+    let (mut at, mut from) = (start, start);
+    while at < end {
+        let next = ((at / SECTOR + 1) * SECTOR).min(end);
+        if !select() {
+            apply_range(file, op, from..at);
+            from = next;
+        }
+        at = next;
+    }
+    apply_range(file, op, from..end);
 }
 
 /// Shows the file as it may be after a crash, for points of the log that
 /// follow on each other.
-pub(crate) struct Crashes<'a> {
+pub(crate) struct Crashes<'a, C = Vec<u8>> {
     log: &'a [Op],
-    durable: Vec<u8>,
+    durable: C,
     /// Operations that no sync covers yet.
     unsynced: Range<usize>,
 }
 
-impl<'a> Crashes<'a> {
-    pub(crate) fn new(base: Vec<u8>, log: &'a [Op]) -> Crashes<'a> {
+impl<'a, C: Content> Crashes<'a, C> {
+    pub(crate) fn new(base: C, log: &'a [Op]) -> Crashes<'a, C> {
         Crashes {
             log,
             durable: base,
@@ -330,7 +396,7 @@ impl<'a> Crashes<'a> {
 
     /// The file after a crash when `point` operations had been issued: what
     /// was synced, and some of what was not.
-    pub(crate) fn at(&mut self, point: usize, random: &mut Random) -> Vec<u8> {
+    pub(crate) fn at(&mut self, point: usize, random: &mut Random) -> C {
         self.advance(point);
         let mut file = self.durable.clone();
         apply_some(&mut file, &self.log[self.unsynced.clone()], random);
@@ -339,11 +405,11 @@ impl<'a> Crashes<'a> {
 
     /// The file as it is read when `point` operations had been issued and the
     /// page cache holds only what is to be written.
-    pub(super) fn uncached(&mut self, point: usize) -> Vec<u8> {
+    pub(super) fn uncached(&mut self, point: usize) -> C {
         self.advance(point);
         let mut file = self.durable.clone();
         for op in &self.log[self.unsynced.clone()] {
-            apply(&mut file, op, |_| true);
+            apply(&mut file, op);
         }
         file
     }
@@ -360,7 +426,7 @@ impl<'a> Crashes<'a> {
             match op {
                 Op::Sync => {
                     for op in &self.log[self.unsynced.start..index] {
-                        apply(&mut self.durable, op, |_| true);
+                        apply(&mut self.durable, op);
                     }
                     self.unsynced.start = index + 1;
                 }
@@ -378,7 +444,7 @@ impl<'a> Crashes<'a> {
 
 /// Applies a random part of operations: of all sectors, of whole operations,
 /// all but one operation, or one alone.
-fn apply_some(file: &mut Vec<u8>, ops: &[Op], random: &mut Random) {
+fn apply_some(file: &mut impl Content, ops: &[Op], random: &mut Random) {
     let mode = random.below(6);
     let chosen = random.below(ops.len().max(1) as u64) as usize;
     for (index, op) in ops.iter().enumerate() {
@@ -389,11 +455,13 @@ fn apply_some(file: &mut Vec<u8>, ops: &[Op], random: &mut Random) {
             3 => index != chosen,
             4 => index == chosen,
             _ => {
-                apply(file, op, |_| random.below(2) == 0);
+                apply_sectors(file, op, || random.below(2) == 0);
                 continue;
             }
         };
-        apply(file, op, |_| whole);
+        if whole {
+            apply(file, op);
+        }
         // The file's length may be there without its data.
         if !whole
             && let Op::Write { offset, bytes } = op
@@ -401,7 +469,7 @@ fn apply_some(file: &mut Vec<u8>, ops: &[Op], random: &mut Random) {
         {
             let end = *offset as usize + bytes.len();
             if file.len() < end {
-                file.resize(end, 0);
+                file.set_len(end);
             }
         }
     }

@@ -9,6 +9,8 @@ mod file;
 #[cfg(fuzzing)]
 pub(crate) mod memory;
 #[cfg(test)]
+pub(crate) mod sparse;
+#[cfg(test)]
 pub(crate) mod trace;
 
 pub(crate) use backing::Backing;

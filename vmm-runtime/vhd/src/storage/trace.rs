@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,12 +21,13 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::fault::{Crashes, Fault, Op, SECTOR, apply, whole_sectors};
+use super::fault::{Content, Crashes, Fault, Op, SECTOR, apply, whole_sectors};
+use super::sparse::Sparse;
 use crate::image::random::Random;
 use crate::pool::Step;
 
 /// The files of a folder by name, with their times of modification.
-pub(crate) type Folder = BTreeMap<OsString, (Vec<u8>, SystemTime)>;
+pub(crate) type Folder = BTreeMap<OsString, (Sparse, SystemTime)>;
 
 /// A sync that is left out, as if the operation had forgotten it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,8 @@ enum Event {
 
 /// A file that has, or had, a name.
 struct Watched {
-    base: Vec<u8>,
-    current: Vec<u8>,
+    base: Sparse,
+    current: Sparse,
     log: Vec<Op>,
     /// The time of modification at the beginning and after each operation.
     times: Vec<SystemTime>,
@@ -106,9 +106,9 @@ impl Trace {
         for entry in std::fs::read_dir(dir).unwrap() {
             let entry = entry.unwrap();
             if !is_lock(&entry.file_name()) {
-                let bytes = std::fs::read(entry.path()).unwrap();
-                let stat = rustix::fs::stat(entry.path()).unwrap();
-                let file = state.add(&stat, bytes);
+                let opened = File::open(entry.path()).unwrap();
+                let stat = rustix::fs::fstat(&opened).unwrap();
+                let file = state.add(&stat, Sparse::of(&opened));
                 state.names.insert(entry.file_name(), file);
             }
         }
@@ -207,26 +207,18 @@ pub(crate) fn read_folder(dir: &Path) -> Folder {
     let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
     let files = entries.filter(|entry| !is_lock(&entry.file_name()));
     let read = files.map(|entry| {
-        let modified = entry.metadata().unwrap().modified().unwrap();
-        let bytes = std::fs::read(entry.path()).unwrap();
-        (entry.file_name(), (bytes, modified))
+        let file = File::open(entry.path()).unwrap();
+        let modified = file.metadata().unwrap().modified().unwrap();
+        (entry.file_name(), (Sparse::of(&file), modified))
     });
     read.collect()
 }
 
 /// Puts files into an empty folder.
 pub(crate) fn write_folder(folder: &Folder, dir: &Path) {
-    const PIECE: usize = 64 << 10;
-    // Compared at once: byte by byte takes longer than all else in these tests.
-    static ZEROS: [u8; PIECE] = [0; PIECE];
-    for (name, (bytes, modified)) in folder {
+    for (name, (content, modified)) in folder {
         let file = File::create_new(dir.join(name)).unwrap();
-        file.set_len(bytes.len() as u64).unwrap();
-        for (index, piece) in bytes.chunks(PIECE).enumerate() {
-            if piece != &ZEROS[..piece.len()] {
-                file.write_all_at(piece, (index * PIECE) as u64).unwrap();
-            }
-        }
+        content.write_to(&file);
         file.set_modified(*modified).unwrap();
     }
 }
@@ -247,10 +239,10 @@ impl Watch {
 }
 
 impl State {
-    fn add(&mut self, stat: &Stat, bytes: Vec<u8>) -> usize {
+    fn add(&mut self, stat: &Stat, content: Sparse) -> usize {
         self.files.push(Watched {
-            current: bytes.clone(),
-            base: bytes,
+            current: content.clone(),
+            base: content,
             log: Vec::new(),
             times: vec![modified(stat)],
         });
@@ -271,8 +263,10 @@ impl State {
 
     fn log(&mut self, file: usize, fd: BorrowedFd<'_>, op: Op) {
         let watched = &mut self.files[file];
-        apply(&mut watched.current, &op, |_| true);
-        watched.log.push(whole_sectors(&watched.current, op));
+        apply(&mut watched.current, &op);
+        let current = &watched.current;
+        let whole = whole_sectors(current.len(), |range| current.read(range).into(), op);
+        watched.log.push(whole);
         watched
             .times
             .push(modified(&rustix::fs::fstat(fd).unwrap()));
@@ -281,33 +275,17 @@ impl State {
 
     /// Logs what became of a file by ways that are not watched.
     fn catch_up(&mut self, file: usize, fd: BorrowedFd<'_>) {
-        const PIECE: usize = 4096;
-        let mut found = vec![0; rustix::fs::fstat(fd).unwrap().st_size as usize];
-        let mut done = 0;
-        while done < found.len() {
-            match rustix::io::pread(fd, &mut found[done..], done as u64).unwrap() {
-                0 => break,
-                read => done += read,
-            }
-        }
+        // A search for data moves the position.
+        let position = rustix::fs::tell(fd).unwrap();
+        let found = Sparse::of(&File::from(fd.try_clone_to_owned().unwrap()));
+        rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(position)).unwrap();
         if found.len() != self.files[file].current.len() {
             self.log(file, fd, Op::SetLen(found.len() as u64));
         }
-        let mut at = 0;
-        while at < found.len() {
-            let end = (at + PIECE).min(found.len());
-            if found[at..end] != self.files[file].current[at..end] {
-                let bytes = found[at..end].into();
-                self.log(
-                    file,
-                    fd,
-                    Op::Write {
-                        offset: at as u64,
-                        bytes,
-                    },
-                );
-            }
-            at = end;
+        for range in self.files[file].current.differences(&found) {
+            let offset = range.start as u64;
+            let bytes = found.read(range).into();
+            self.log(file, fd, Op::Write { offset, bytes });
         }
     }
 
@@ -398,7 +376,6 @@ pub(crate) fn drop_cache(
     file: impl AsFd,
     call: impl FnOnce() -> rustix::io::Result<()>,
 ) -> rustix::io::Result<()> {
-    const PIECE: usize = 4096;
     let fd = file.as_fd();
     let Some((watch, file)) = watch_of(fd) else {
         return call();
@@ -409,18 +386,16 @@ pub(crate) fn drop_cache(
     }
     let watched = &mut state.files[file];
     let found = Crashes::new(watched.base.clone(), &watched.log).uncached(watched.log.len());
-    if found == watched.current {
+    let len = watched.current.len();
+    watched.current.set_len(found.len());
+    let differences = watched.current.differences(&found);
+    if len == found.len() && differences.is_empty() {
         return Ok(());
     }
     let stat = rustix::fs::fstat(fd)?;
     rustix::fs::ftruncate(fd, found.len() as u64)?;
-    let mut at = 0;
-    while at < found.len() {
-        let end = (at + PIECE).min(found.len());
-        if watched.current.get(at..end) != Some(&found[at..end]) {
-            rustix::io::pwrite(fd, &found[at..end], at as u64)?;
-        }
-        at = end;
+    for range in differences {
+        rustix::io::pwrite(fd, &found.read(range.clone()), range.start as u64)?;
     }
     watched.current = found;
     let time = Timespec {
@@ -468,7 +443,7 @@ pub(crate) fn step<T>(
     let changes = match step {
         Step::Create(name) => {
             let stat = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            vec![(name.to_owned(), Some(state.add(&stat, Vec::new())))]
+            vec![(name.to_owned(), Some(state.add(&stat, Sparse::default())))]
         }
         Step::Remove(name) => vec![(name.to_owned(), None)],
         Step::Move(from, to) => {
