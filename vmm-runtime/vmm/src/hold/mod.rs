@@ -153,7 +153,8 @@ impl Hold {
         let mut state = self.lock();
         self.feed(&mut state, Event::Refused { again }, Some(error));
         if !state.core.is_full() || !self.is_watched(&mut state) {
-            return false;
+            // The gate may have closed since it was refused, which ends the waiting of all: the disk itself says so.
+            return !self.gate.is_open();
         }
         let round = state.core.round();
         while state.core.round() == round {

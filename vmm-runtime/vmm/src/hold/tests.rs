@@ -256,3 +256,27 @@ fn a_gate_that_closes_ends_the_waiting() {
         assert_eq!(error.kind(), IoErrorKind::GateClosed);
     }
 }
+
+/// It was refused for lack of space before the gate closed, and comes to wait when the others have ended that.
+#[test]
+fn who_is_late_to_wait_hears_of_the_gate_too() {
+    let bench = Bench::new(0);
+    let write = bench.write(10, 1);
+    bench.is_told_full();
+    bench.small.gate.close();
+    let error = write.join().unwrap().unwrap_err();
+    assert_eq!(error.kind(), IoErrorKind::GateClosed);
+    let mut answers = vec![
+        IoError::GateClosed,
+        IoError::NoSpace {
+            disk: "d".into(),
+            operation: "grow",
+            reason: "full".into(),
+        },
+    ];
+    let answers = Mutex::new(&mut answers);
+    let late = bench
+        .hold
+        .carry_out(|| Err(answers.lock().unwrap().pop().unwrap()));
+    assert_eq!(late.unwrap_err().kind(), IoErrorKind::GateClosed);
+}
