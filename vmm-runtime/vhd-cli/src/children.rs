@@ -112,6 +112,7 @@ pub(crate) fn merge_options(
         dependents,
         search: search.resolve_beside(parent)?,
         force,
+        ..MergeOptions::default()
     })
 }
 
