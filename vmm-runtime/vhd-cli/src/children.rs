@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use paddock_vhd::{Children, Pool, children_in, inspect, look_for_children};
+use paddock_vhd::{Children, MergeOptions, Pool, children_in, inspect, look_for_children};
 use uuid::Uuid;
 
 use crate::disk_path::{DiskPath, Search};
@@ -94,6 +94,46 @@ pub(crate) fn refuse_writes(
     .hinting(
         "write to a child instead, or merge or remove them first; `--abandon-children` does it all the same",
     ))
+}
+
+/// How a disk is merged into its parent, which lies at `parent` if it was
+/// found. `force`: whatever that makes useless.
+pub(crate) fn merge_options(
+    disk: &DiskPath,
+    parent: Option<&Path>,
+    search: &Search,
+    force: bool,
+) -> Result<MergeOptions, Failure> {
+    let dependents = match parent.filter(|_| !force) {
+        Some(parent) => dependents(disk, &DiskPath::existing(parent)?, search)?,
+        None => Vec::new(),
+    };
+    Ok(MergeOptions {
+        dependents,
+        search: search.resolve_beside(parent)?,
+        force,
+        ..MergeOptions::default()
+    })
+}
+
+/// Which disks a merge makes useless, in the folders that the user names.
+/// Those beside the two are found without that.
+fn dependents(
+    disk: &DiskPath,
+    parent: &DiskPath,
+    search: &Search,
+) -> Result<Vec<PathBuf>, Failure> {
+    let beside: Vec<&Path> = [disk.path(), parent.path()]
+        .into_iter()
+        .filter_map(Path::parent)
+        .collect();
+    let mut found = Vec::new();
+    for one in [disk, parent] {
+        let unique_id = inspect(&one.pool, &one.name)?.unique_id;
+        found.extend(elsewhere(search, unique_id, &beside)?);
+    }
+    found.retain(|path| path != disk.path());
+    Ok(found)
 }
 
 /// The children of the disk of an identity in the folders that the user

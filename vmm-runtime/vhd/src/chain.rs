@@ -18,6 +18,11 @@ use crate::resize;
 use crate::storage::Backing;
 
 /// The most disks in a chain, the opened one included.
+///
+/// However long it is, an open chain keeps at most 32 MiB of sector bitmaps in
+/// memory: the opened disk 8 MiB, and its parents 24 MiB together, in equal
+/// shares of at most 8 MiB. Besides, there is what finds them, about a quarter of
+/// that with blocks of 2 MiB, and what was changed and is not written yet.
 pub const MAX_CHAIN: usize = 64;
 
 /// The most entries that the tables of the parents in a chain may have
@@ -179,6 +184,7 @@ pub(crate) fn open_parents(
             .map_err(|refusal| OpenError::from_refusal(&parent.rel, refusal))?;
         chain.push(parent);
     }
+    let tuning = Tuning::for_parent(chain.len());
     let mut parents = Parents {
         image: None,
         locks: Vec::new(),
@@ -194,7 +200,7 @@ pub(crate) fn open_parents(
             &parent.recognised,
             parents.image.take(),
             true,
-            Tuning::default(),
+            tuning,
         );
         parents.image =
             Some(image.map_err(|refusal| OpenError::from_refusal(&parent.rel, refusal))?);

@@ -56,6 +56,9 @@ impl Vhd {
     /// way to it from the child's folder if both are in the same pool, and
     /// its absolute path. Who modifies the parent makes the child useless for
     /// writing, see [`OpenError::ParentChanged`].
+    ///
+    /// The parent is locked and read, and nothing of it is written: its lock
+    /// file names the owner and the epoch that it named before.
     pub fn create_child(
         pool: &Pool,
         rel: impl AsRef<Path>,

@@ -29,7 +29,7 @@ use crate::gate::Gate;
 use crate::image::Mutant;
 use crate::image::{Absent, Dynamic, Image, Refusal, Tuning, recognise};
 use crate::import::{Progress, is_zero};
-use crate::lock::{self, Mode, Sidecar};
+use crate::lock::{self, LockOwner, Mode, Sidecar};
 use crate::operation::{OperationError, report};
 use crate::pool::{Place, Pool};
 use crate::repair;
@@ -53,6 +53,14 @@ pub struct MergeOptions {
     /// Merge all the same; and into a parent that was modified since its
     /// child was made, or since an earlier merge was cut off.
     pub force: bool,
+    /// As whom the parent is opened, in an epoch of the parent's own; see
+    /// [`OpenOptions::owner`](crate::OpenOptions::owner), for what is refused
+    /// as well. The parent's lock file names the owner from before the first
+    /// change of the parent until the parent is durable, and keeps the epoch.
+    ///
+    /// The child has epochs of its own: who gives them out notes the one of
+    /// the merge with [`claim`](crate::claim) before.
+    pub owner: Option<LockOwner>,
 }
 
 /// What a merge did.
@@ -80,7 +88,8 @@ pub struct MergeReport {
 /// child shows what it did before, but for reading only; merging it again
 /// brings it to its end. That is refused if the parent was opened for writing
 /// in between, or modified by another program (later than a minute after a
-/// crash: until then its time of modification may be the merge's).
+/// crash: until then its time of modification may be the merge's). After a
+/// crash the parent is still the owner's, if there was one.
 ///
 /// To merge a chain into a new disk instead, and keep all of it, use
 /// [`convert`](crate::convert).
@@ -105,21 +114,15 @@ pub fn merge(
         child.remove(&gate)?;
         return Ok(ENDED);
     }
-    let parent = child.find_parent(gate.clone(), options)?;
-    child.refuse_another(&parent)?;
+    let mut parent = child.find_parent(gate.clone(), options)?;
     let resumed = mine.is_some();
-    if !options.force {
-        child.refuse_changes(&parent, resumed)?;
+    let merged = child
+        .admit(&parent, resumed, options.force)
+        .and_then(|()| child.run(&mut parent, &gate, resumed, progress));
+    if merged.is_err() {
+        parent.disk.give_up();
     }
-    let size = parent.disk.image.size();
-    if size != child.image.size() {
-        return Err(child.refused(format!(
-            "it has {} bytes and its parent {size}; resize the parent first",
-            child.image.size()
-        )));
-    }
-    child.refuse_without_space(&parent)?;
-    let merged_bytes = child.run(&parent, &gate, resumed, progress)?;
+    let merged_bytes = merged?;
     let Parent { rel, place, .. } = parent;
     child.remove(&gate)?;
     MERGING.forget(&place)?;
@@ -232,9 +235,26 @@ impl<'a> Child<'a> {
         }
         Ok(Parent {
             place: pool.place(&rel)?,
-            disk: Opened::open_to_merge(&pool, &rel, gate, search)?,
+            disk: Opened::open_to_merge(&pool, &rel, gate, search, options.owner.as_ref())?,
             rel,
         })
+    }
+
+    /// Refuses a parent that the child can't be merged into. `resumed`:
+    /// whether an earlier merge has begun.
+    fn admit(&self, parent: &Parent, resumed: bool, force: bool) -> Result<(), OperationError> {
+        self.refuse_another(parent)?;
+        if !force {
+            self.refuse_changes(parent, resumed)?;
+        }
+        let size = parent.disk.image.size();
+        if size != self.image.size() {
+            return Err(self.refused(format!(
+                "it has {} bytes and its parent {size}; resize the parent first",
+                self.image.size()
+            )));
+        }
+        self.refuse_without_space(parent)
     }
 
     /// Refuses a parent that took the place of the one that was found.
@@ -302,13 +322,12 @@ impl<'a> Child<'a> {
     /// Merges it, and says so in its record when the parent is durable.
     fn run(
         &self,
-        parent: &Parent,
+        parent: &mut Parent,
         gate: &Gate,
         resumed: bool,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<u64, OperationError> {
         let to_parent = OperationError::io(&parent.rel);
-        let image = &*parent.disk.image;
         // A record without a merge would hide a later change of the parent.
         gate.enter().map(drop).map_err(&to_parent)?;
         let record = Record {
@@ -325,18 +344,21 @@ impl<'a> Child<'a> {
         let merged = merge_images(
             &self.image,
             self.rel,
-            image,
+            &*parent.disk.image,
             &parent.rel,
             &mut || Ok(marker.before_write()?),
             progress,
         );
         let ended = merged.and_then(|merged| {
-            image.put_away().map_err(&to_parent)?;
+            parent.disk.image.put_away().map_err(&to_parent)?;
             parent.disk.move_on().map_err(&to_parent)?;
+            // Once the record says that it is over, nobody opens the parent
+            // for it again.
+            parent.disk.release().map_err(&to_parent)?;
             record.end(&self.place)?;
             Ok(merged)
         });
-        if ended.is_err() && image.flush().is_ok() {
+        if ended.is_err() && parent.disk.image.flush().is_ok() {
             // From now on nobody modifies it but others. If that can't be
             // noted, some of their writes will be taken for ours.
             let _ = parent.disk.move_on();

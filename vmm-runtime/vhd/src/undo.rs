@@ -4,7 +4,6 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use crate::chain::ParentSearch;
 use crate::child::ChildOptions;
 use crate::error::OpenError;
 use crate::format::DiskType;
@@ -38,16 +37,12 @@ pub fn commit_undo(
     pool: &Pool,
     undo: impl AsRef<Path>,
     gate: Gate,
-    search: &ParentSearch,
+    options: &MergeOptions,
     progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
 ) -> Result<MergeReport, OperationError> {
     let undo = undo.as_ref();
     check_name(undo)?;
-    let options = MergeOptions {
-        search: search.clone(),
-        ..MergeOptions::default()
-    };
-    merge(pool, undo, gate, &options, progress)
+    merge(pool, undo, gate, options, progress)
 }
 
 /// Whether a merge of the disk `rel` into its parent, or a commit of the undo

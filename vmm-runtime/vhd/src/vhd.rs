@@ -329,15 +329,22 @@ impl Opened {
     }
 
     /// Opens the parent of a merge for writing, which leaves the marker of a
-    /// merge that was cut off.
+    /// merge that was cut off. `owner`: as whom, until [`Opened::release`].
     pub(crate) fn open_to_merge(
         pool: &Pool,
         rel: &Path,
         gate: Gate,
         search: &ParentSearch,
+        owner: Option<&LockOwner>,
     ) -> Result<Opened, OpenError> {
-        let options = OpenOptions::new(Access::ReadWrite);
-        Opened::open_unmarked(pool, rel, &options.gate(gate).search(search.clone()))
+        let options = OpenOptions::new(Access::ReadWrite)
+            .gate(gate)
+            .search(search.clone());
+        let options = OpenOptions {
+            owner: owner.cloned(),
+            ..options
+        };
+        Opened::open_unmarked(pool, rel, &options)
     }
 
     fn open_unmarked(pool: &Pool, rel: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
@@ -380,6 +387,21 @@ impl Opened {
     /// not written to any more.
     pub(crate) fn move_on(&self) -> Result<(), IoError> {
         move_on(self.stamp.as_ref(), &self.lock.disk())
+    }
+
+    /// Says that the owner, if there is one, has the disk no more. It is
+    /// durable, and not written to any more.
+    pub(crate) fn release(&mut self) -> Result<(), IoError> {
+        self.lock.release()
+    }
+
+    /// The same after an error, which is told instead of any other. While
+    /// what was written may not be durable, the owner goes on having the disk:
+    /// as after a crash.
+    pub(crate) fn give_up(&mut self) {
+        if self.image.flush().is_ok() {
+            let _ = self.lock.release();
+        }
     }
 
     /// The disk as the parent of another, and all locks.

@@ -486,8 +486,8 @@ impl Family {
             discard_undo(&self.pool, &undo).unwrap();
             return "discard an undo disk";
         }
-        let search = ParentSearch::new();
-        commit_undo(&self.pool, &undo, Gate::open(), &search, &mut go_on).unwrap();
+        let options = MergeOptions::default();
+        commit_undo(&self.pool, &undo, Gate::open(), &options, &mut go_on).unwrap();
         self.disks[of].content = content;
         "commit an undo disk"
     }

@@ -2,14 +2,17 @@
 
 #![allow(clippy::unwrap_used)] // In the functions that tests share, too.
 
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use paddock_vhd::{
     Access, BlockDevice, ChildOptions, CompactOptions, CreateOptions, DiskSize, DiskType, Gate,
-    LockInfo, LockOwner, OpenError, OpenErrorKind, OpenOptions, OperationError, Pool, Vhd, check,
-    claim, compact, inspect, remove,
+    LockInfo, LockOwner, MergeOptions, MergeReport, OpenError, OpenErrorKind, OpenOptions,
+    OperationError, ParentSearch, Pool, Progress, Vhd, check, claim, compact, inspect, merge,
+    remove,
 };
 use uuid::Uuid;
 
@@ -51,6 +54,15 @@ impl Folder {
             options = options.owner(owner.clone());
         }
         options.open(&self.pool, "disk.vhd")
+    }
+
+    /// Opens the disk for writing, and loses its host before it has written.
+    fn lose(&self, rel: &str, owner: &LockOwner) {
+        let gate = Gate::open();
+        let options = OpenOptions::new(Access::ReadWrite).gate(gate.clone());
+        let disk = options.owner(owner.clone()).open(&self.pool, rel).unwrap();
+        gate.close();
+        assert!(disk.close().is_err());
     }
 
     /// Opens the disk for writing, and loses its host.
@@ -297,7 +309,7 @@ fn a_parent_that_a_dead_host_has_is_refused_to_readers() {
     let child = Vhd::open(pool, "child.vhd", READING, Gate::open());
     assert_eq!(child.unwrap_err().kind(), OpenErrorKind::InUse);
     let go_on = &mut |_| ControlFlow::Continue(());
-    let search = paddock_vhd::ParentSearch::new();
+    let search = ParentSearch::new();
     let checked = check(pool, "disk.vhd", &search, go_on);
     match checked {
         Err(OperationError::Open(error)) => assert_eq!(error.kind(), OpenErrorKind::InUse),
@@ -323,7 +335,7 @@ fn who_is_told_which_disks_it_may_open_needs_nobodys_return() {
     let child = Vhd::open(&pool, "child.vhd", READING, Gate::open()).unwrap();
     child.close().unwrap();
     let go_on = &mut |_| ControlFlow::Continue(());
-    let search = paddock_vhd::ParentSearch::new();
+    let search = ParentSearch::new();
     check(&pool, "disk.vhd", &search, go_on).unwrap();
     // An epoch is still an epoch.
     let open = |owner: LockOwner| {
@@ -371,6 +383,140 @@ fn a_claim_ends_what_was_before_it() {
         claim(&owner(9, "node-a")).unwrap_err().kind(),
         OpenErrorKind::NotFound
     );
+}
+
+impl Folder {
+    /// A child of the disk that has something to be merged.
+    fn child(&self) {
+        let (pool, options) = (&self.pool, ChildOptions::new());
+        let child = Vhd::create_child(pool, "child.vhd", pool, "disk.vhd", &options).unwrap();
+        child.write_at(&[7; 512], 3 * MIB).unwrap();
+        child.close().unwrap();
+    }
+
+    fn merge(
+        &self,
+        owner: &LockOwner,
+        gate: Gate,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<MergeReport, OperationError> {
+        let options = MergeOptions {
+            owner: Some(owner.clone()),
+            ..MergeOptions::default()
+        };
+        merge(&self.pool, "child.vhd", gate, &options, progress)
+    }
+
+    /// The epoch that the disk's lock file has, and the host that it names.
+    fn record(&self) -> (Option<u64>, Option<String>) {
+        let lock = inspect(&self.pool, "disk.vhd").unwrap().lock;
+        (lock.disk_epoch, lock.host)
+    }
+}
+
+fn in_use(result: Result<MergeReport, OperationError>) -> String {
+    match result {
+        Err(OperationError::Open(OpenError::InUse { path, holder })) => {
+            assert_eq!(path, PathBuf::from("disk.vhd"));
+            holder
+        }
+        result => panic!("not refused: {result:?}"),
+    }
+}
+
+#[test]
+fn a_merge_has_its_parent_in_an_epoch() {
+    let folder = Folder::new();
+    folder.child();
+    folder.lose("disk.vhd", &owner(5, "node-a"));
+    let before = std::fs::read(folder.path("disk.vhd")).unwrap();
+    let go_on = &mut |_| ControlFlow::Continue(());
+    for stale in [owner(4, "node-b"), owner(5, "node-b")] {
+        let why = in_use(folder.merge(&stale, Gate::open(), go_on));
+        assert!(why.contains("epoch 5"), "{why}");
+    }
+    // Not even begun.
+    assert!(std::fs::read(folder.path("disk.vhd")).unwrap() == before);
+    assert!(!folder.path("child.vhd.merge").exists());
+    assert_eq!(folder.record(), (Some(5), Some("node-a".to_owned())));
+    let merger = owner(6, "node-b");
+    let mut seen = Vec::new();
+    let watch = &mut |_| {
+        seen.push(folder.record());
+        ControlFlow::Continue(())
+    };
+    let report = folder.merge(&merger, Gate::open(), watch).unwrap();
+    assert_eq!((report.merged_bytes, report.resumed), (512, false));
+    let held = (Some(6), Some("node-b".to_owned()));
+    assert!(!seen.is_empty() && seen.iter().all(|found| *found == held));
+    assert_eq!(folder.record(), (Some(6), None));
+    // Who had it before is over.
+    let why = folder.refusal(WRITING, Some(&owner(5, "node-a")));
+    assert!(why.contains("epoch 6"), "{why}");
+    let disk = folder.open(WRITING, None).unwrap();
+    let mut byte = [0];
+    disk.read_at(&mut byte, 3 * MIB).unwrap();
+    assert_eq!(byte, [7]);
+}
+
+#[test]
+fn a_merge_that_does_not_end_gives_its_parent_back_unless_its_host_died() {
+    let folder = Folder::new();
+    folder.child();
+    let merger = owner(6, "node-b");
+    let go_on = &mut |_| ControlFlow::Continue(());
+    // Refused, since the parent was modified.
+    let disk = folder.open(WRITING, None).unwrap();
+    disk.write_at(&[1], 0).unwrap();
+    disk.close().unwrap();
+    let refused = folder.merge(&merger, Gate::open(), go_on);
+    assert!(
+        matches!(
+            refused,
+            Err(OperationError::Open(OpenError::ParentChanged { .. }))
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(folder.record(), (Some(6), None));
+    // Stopped.
+    remove(&folder.pool, "child.vhd").unwrap();
+    let disk = File::options().write(true).open(folder.path("disk.vhd"));
+    let earlier = SystemTime::now() - Duration::from_secs(60);
+    disk.unwrap().set_modified(earlier).unwrap();
+    folder.child();
+    let stopped = folder.merge(&merger, Gate::open(), &mut |_| ControlFlow::Break(()));
+    assert!(
+        matches!(stopped, Err(OperationError::Cancelled)),
+        "{stopped:?}"
+    );
+    assert_eq!(folder.record(), (Some(6), None));
+    // Fenced: as if the host had died.
+    let gate = Gate::open();
+    let fence = gate.clone();
+    let fenced = folder.merge(&merger, gate, &mut |_| {
+        fence.close();
+        ControlFlow::Continue(())
+    });
+    assert!(
+        matches!(fenced, Err(OperationError::Io { .. })),
+        "{fenced:?}"
+    );
+    assert_eq!(folder.record(), (Some(6), Some("node-b".to_owned())));
+    let why = in_use(folder.merge(&owner(6, "node-c"), Gate::open(), go_on));
+    assert!(why.contains("host node-b has it in epoch 6"), "{why}");
+    let ended = folder.merge(&owner(7, "node-c"), Gate::open(), go_on);
+    assert!(ended.unwrap().resumed);
+    assert_eq!(folder.record(), (Some(7), None));
+}
+
+#[test]
+fn a_new_child_leaves_its_parents_record_alone() {
+    let folder = Folder::new();
+    drop(folder.open(WRITING, Some(&owner(5, "node-a"))).unwrap());
+    let lock = || std::fs::read(folder.path("disk.vhd.lock")).unwrap();
+    let before = lock();
+    folder.child();
+    assert!(lock() == before);
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! `vhd merge`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use paddock_vhd::{DiskType, Gate, MergeOptions, MergeReport, inspect, merge};
+use paddock_vhd::{DiskType, Gate, MergeReport, merge};
 use serde::Serialize;
 
-use crate::children::elsewhere;
+use crate::children::merge_options;
 use crate::command::convert::{Copied, copy_disk};
 use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
@@ -118,11 +118,8 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     // It may be gone already: the end of a merge that was cut off.
     let disk = DiskPath::any(&arguments.file)?;
     let parent = super::parent_path(&disk, &arguments.search.resolve()?);
-    let options = MergeOptions {
-        dependents: dependents(arguments, &disk, parent.as_deref())?,
-        search: arguments.search.resolve_beside(parent.as_deref())?,
-        force: arguments.abandon_others,
-    };
+    let (search, force) = (&arguments.search, arguments.abandon_others);
+    let options = merge_options(&disk, parent.as_deref(), search, force)?;
     let meter = Meter::start("merge", out)?;
     let report = merge(
         &disk.pool,
@@ -135,30 +132,6 @@ pub(crate) fn run(arguments: &Arguments, out: &Output) -> Result<Exit, Failure> 
     let merged = Merged::new(&disk, parent, report.map_err(cut_off)?);
     out.done(&merged, Merged::human);
     Ok(Exit::Good)
-}
-
-/// Which disks a merge makes useless, in the folders that the user names.
-/// Those beside the two are found without that.
-fn dependents(
-    arguments: &Arguments,
-    disk: &DiskPath,
-    parent: Option<&Path>,
-) -> Result<Vec<PathBuf>, Failure> {
-    let Some(parent) = parent.filter(|_| !arguments.abandon_others) else {
-        return Ok(Vec::new());
-    };
-    let parent = DiskPath::existing(parent)?;
-    let beside: Vec<&Path> = [disk.path(), parent.path()]
-        .into_iter()
-        .filter_map(Path::parent)
-        .collect();
-    let mut found = Vec::new();
-    for one in [disk, &parent] {
-        let unique_id = inspect(&one.pool, &one.name)?.unique_id;
-        found.extend(elsewhere(&arguments.search, unique_id, &beside)?);
-    }
-    found.retain(|path| path != disk.path());
-    Ok(found)
 }
 
 /// A merge that is cancelled has changed the parent.

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use paddock_vhd::{ChildOptions, commit_undo, discard_undo, start_undo};
 use serde::Serialize;
 
+use crate::children::merge_options;
 use crate::command::info::Description;
 use crate::command::merge::{Merged, cut_off};
 use crate::disk_path::{DiskPath, Pair, Search};
@@ -134,10 +135,10 @@ pub(crate) fn make(
 /// Commits an undo disk.
 pub(crate) fn commit(undo: &DiskPath, search: &Search, out: &Output) -> Result<Merged, Failure> {
     let parent = super::parent_path(undo, &search.resolve()?);
-    let search = search.resolve_beside(parent.as_deref())?;
+    let options = merge_options(undo, parent.as_deref(), search, false)?;
     let meter = Meter::start("commit", out)?;
     let gate = paddock_vhd::Gate::open();
-    let report = commit_undo(&undo.pool, &undo.name, gate, &search, &mut |step| {
+    let report = commit_undo(&undo.pool, &undo.name, gate, &options, &mut |step| {
         meter.step(step)
     });
     drop(meter);

@@ -100,6 +100,58 @@ fn children_elsewhere_are_found_where_they_are_searched() {
 }
 
 #[test]
+fn an_undo_disk_is_not_committed_while_children_elsewhere_are_known() {
+    let folder = apart();
+    folder.vhd(&["undo", "start", "a/base.vhd"]).ends(0);
+    let path = folder.path("b/child.vhd");
+    folder
+        .vhd(&["undo", "commit", "--search", "b", "a/base.vhd"])
+        .fails(
+            1,
+            &["would make other disks useless", path.to_str().unwrap()],
+        );
+    assert!(folder.path("a/base.vud").exists());
+    // Its own disk is no reason, in whichever folder it is looked for.
+    fs::remove_file(path).unwrap();
+    let commit = ["undo", "commit", "--search", "b", "--search", "a"];
+    folder.vhd(&[&commit[..], &["a/base.vhd"]].concat()).ends(0);
+    assert!(!folder.path("a/base.vud").exists());
+}
+
+#[test]
+fn a_mount_is_not_committed_while_children_elsewhere_are_known() {
+    if !can_mount() {
+        return;
+    }
+    let mounts = Mounts::new();
+    let folder = &mounts.folder;
+    for name in ["a", "b"] {
+        fs::create_dir(folder.path(name)).unwrap();
+    }
+    folder.disk("a/disk.vhd");
+    child(folder, "a/disk.vhd", "b/child.vhd");
+    let path = folder.path("b/child.vhd");
+    let mounted = mounts.mount(&["a/disk.vhd"]);
+    let undo = mounted["undo"].as_str().unwrap();
+    folder
+        .vhd(&["unmount", "--commit", "--search", "b", "a/disk.vhd"])
+        .fails(
+            1,
+            &[
+                "would make other disks useless",
+                path.to_str().unwrap(),
+                undo,
+            ],
+        );
+    assert!(fs::exists(undo).unwrap());
+    // It can be asked for again.
+    fs::remove_file(path).unwrap();
+    let unmounted = mounts.unmount(&["--commit", "--search", "b", "a/disk.vhd"]);
+    assert_eq!(unmounted[0]["changes"], "committed");
+    assert!(!fs::exists(undo).unwrap());
+}
+
+#[test]
 fn what_is_free_is_kept_for_children_elsewhere() {
     let folder = Folder::new();
     fs::create_dir(folder.path("b")).unwrap();

@@ -9,6 +9,8 @@ mod format_new;
 mod recognise;
 
 #[cfg(test)]
+mod bitmap_tests;
+#[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod model_tests;
@@ -49,6 +51,16 @@ impl From<IoError> for Refusal {
     }
 }
 
+/// How many bytes of clean bitmaps a disk keeps in memory, unless it is one of
+/// many parents: with the usual blocks, those of 32 GiB.
+const DISK_BITMAPS: usize = 8 << 20;
+/// The most that all parents of a chain keep together, in equal shares. The
+/// share of one of 63 parents is 390 KiB, and the largest bitmap has 64 KiB.
+///
+/// Shares, and not one cache for all: nobody waits for another disk's lock, and
+/// no disk drives out what another needs.
+const PARENT_BITMAPS: usize = 24 << 20;
+
 /// Numbers that tests make smaller, and the faults they put into the write
 /// path to see that a crash test notices.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +78,7 @@ impl Default for Tuning {
         Tuning {
             // Tests look at many such files, byte by byte.
             growth: if cfg!(test) { 8 << 20 } else { 64 << 20 },
-            bitmap_cache: 8 << 20,
+            bitmap_cache: DISK_BITMAPS,
             #[cfg(test)]
             mutant: None,
         }
@@ -82,6 +94,14 @@ impl Tuning {
         Tuning {
             growth: tuning.growth.max(bytes.saturating_add(bytes / 64)),
             ..tuning
+        }
+    }
+
+    /// For one of the `parents` parents of a disk.
+    pub(crate) fn for_parent(parents: usize) -> Tuning {
+        Tuning {
+            bitmap_cache: DISK_BITMAPS.min(PARENT_BITMAPS / parents.max(1)),
+            ..Tuning::default()
         }
     }
 
@@ -217,6 +237,13 @@ pub(crate) trait Image: BlockDevice {
     /// the disk, takes at most. Blocks that begin before `after` are counted
     /// already, with an earlier range.
     fn growth(&self, range: Range<u64>, after: u64) -> Result<u64, IoError>;
+
+    /// How many bytes of bitmaps the disk keeps, and how many it may; then
+    /// the same of its parents.
+    #[cfg(test)]
+    fn bitmap_bytes(&self) -> Vec<(usize, usize)> {
+        Vec::new()
+    }
 }
 
 /// How many bytes writing to a range of a file takes at most: of what it has

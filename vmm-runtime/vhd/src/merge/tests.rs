@@ -191,7 +191,7 @@ fn the_record_says_that_the_parent_has_all_before_the_child_goes() {
     let child = Child::lock(&pool, rel, place()).unwrap();
     let id = child.id;
     let (gate, options) = (Gate::open(), MergeOptions::default());
-    let parent = child.find_parent(gate.clone(), &options).unwrap();
+    let mut parent = child.find_parent(gate.clone(), &options).unwrap();
     let mut begun = 0;
     let mut look = |_| {
         let record = Record::read(&place()).unwrap().unwrap();
@@ -199,7 +199,7 @@ fn the_record_says_that_the_parent_has_all_before_the_child_goes() {
         begun += 1;
         ControlFlow::Continue(())
     };
-    let merged = child.run(&parent, &gate, false, &mut look).unwrap();
+    let merged = child.run(&mut parent, &gate, false, &mut look).unwrap();
     assert!(begun > 0 && merged == 5120);
     assert!(Record::read(&place()).unwrap().unwrap().is_done_of(id));
     drop((child, parent));

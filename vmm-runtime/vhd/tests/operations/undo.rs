@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use paddock_vhd::{
-    Access, BlockDevice, ChildOptions, DiskType, Gate, OperationError, ParentSearch, commit_undo,
+    Access, BlockDevice, ChildOptions, DiskType, Gate, MergeOptions, OperationError, commit_undo,
     discard_undo, remove, start_undo,
 };
 
@@ -65,19 +65,19 @@ fn an_undo_disk_is_kept_committed_or_discarded() {
     let undo = start("vm/disk.vud").unwrap();
     undo.write_at(&[8; 10], 3 * MIB).unwrap();
     undo.close().unwrap();
-    let search = ParentSearch::new();
+    let options = MergeOptions::default();
     // It would make the other child useless.
-    let wrong = commit_undo(pool, "vm/disk.vud", Gate::open(), &search, &mut go_on);
+    let wrong = commit_undo(pool, "vm/disk.vud", Gate::open(), &options, &mut go_on);
     let wrong = wrong.unwrap_err();
     assert!(wrong.to_string().contains("child.vhd"), "{wrong}");
     std::fs::remove_file(folder.path("child.vhd")).unwrap();
-    let stopped = commit_undo(pool, "vm/disk.vud", Gate::open(), &search, &mut |_| {
+    let stopped = commit_undo(pool, "vm/disk.vud", Gate::open(), &options, &mut |_| {
         ControlFlow::Break(())
     });
     assert!(matches!(stopped, Err(OperationError::Cancelled)));
     let wrong = discard_undo(pool, "vm/disk.vud").unwrap_err();
     assert!(wrong.to_string().contains("has begun"), "{wrong}");
-    let report = commit_undo(pool, "vm/disk.vud", Gate::open(), &search, &mut go_on).unwrap();
+    let report = commit_undo(pool, "vm/disk.vud", Gate::open(), &options, &mut go_on).unwrap();
     assert!(report.resumed);
     let mut expected = content;
     expected[3 * MIB as usize..][..10].fill(8);

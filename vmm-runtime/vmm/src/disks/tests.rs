@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use paddock_vhd::{
     BlockDevice, ChildOptions, CreateError, CreateOptions, DiskSize, DiskType, Gate, IoError,
-    IoErrorKind, LockOwner, OperationError, ParentSearch, Pool, Vhd, commit_undo, discard_undo,
+    IoErrorKind, LockOwner, MergeOptions, OperationError, Pool, Vhd, commit_undo, discard_undo,
 };
 
 use super::open::{Opened, not_started, open};
@@ -111,13 +111,13 @@ fn an_undo_disk_takes_what_is_written_and_is_kept() {
         assert_eq!(start(&opened), [2; 8]);
         opened.vhd.close().unwrap();
     }
-    let search = ParentSearch::new();
+    let options = MergeOptions::default();
     let mut go_on = |_| std::ops::ControlFlow::Continue(());
     commit_undo(
         &world.pool("a"),
         "vm/d.vud",
         Gate::open(),
-        &search,
+        &options,
         &mut go_on,
     )
     .unwrap();

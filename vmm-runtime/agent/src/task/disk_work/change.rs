@@ -96,9 +96,18 @@ pub(super) fn commit_undo(job: &Job<'_>) -> Result<TaskResult, Failure> {
     // The disk itself is the nearest parent.
     let mut parents = vec![job.order.file.clone()];
     parents.extend(job.order.parents.iter().cloned());
-    let search = job.pools.search(&parents)?;
+    let options = MergeOptions {
+        search: job.pools.search(&parents)?,
+        ..MergeOptions::default()
+    };
     let progress = &mut job.steady_progress();
-    match commit(&undo.pool, undo.path, job.control.gate(), &search, progress) {
+    match commit(
+        &undo.pool,
+        undo.path,
+        job.control.gate(),
+        &options,
+        progress,
+    ) {
         Ok(_) => look(&file),
         // As with a merge; and what is missing without anybody's doing was not committed.
         Err(error) if job.begun && is_missing(&error) => look(&file),

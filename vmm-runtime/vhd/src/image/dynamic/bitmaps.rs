@@ -43,6 +43,13 @@ impl Bitmaps {
         }
     }
 
+    /// The bytes of the bitmaps that it keeps, and the limit of those that are
+    /// clean.
+    #[cfg(test)]
+    pub(super) fn kept_bytes(&self) -> (usize, usize) {
+        (self.bytes, self.limit)
+    }
+
     pub(super) fn get(&self, block: u32) -> Option<Arc<Bitmap>> {
         self.slots.get(&block).map(|slot| Arc::clone(&slot.bitmap))
     }

@@ -727,6 +727,13 @@ impl Image for Dynamic {
         self.growth_within(range, after)
     }
 
+    #[cfg(test)]
+    fn bitmap_bytes(&self) -> Vec<(usize, usize)> {
+        let mut all = vec![self.bitmaps().kept_bytes()];
+        all.extend(self.parent.iter().flat_map(|parent| parent.bitmap_bytes()));
+        all
+    }
+
     fn write_behind(&self, offset: u64, len: u64) {
         let mut run: Option<Range<u64>> = None;
         for piece in self.pieces(offset, len) {
