@@ -179,7 +179,7 @@ impl<'a> Bench<'a> {
         };
         for (name, pattern) in past_cache {
             let load = Load::small(pattern, 32, size, seconds);
-            let goals = [Goal::Past(QEMU_VPC)];
+            let goals = [Goal::AtLeast(0.8, QEMU_RAW)];
             self.add(name, "IOPS", &uncached, &goals, |who| {
                 let (reader, file) = of(who);
                 serve.to_fio(reader, file, load)

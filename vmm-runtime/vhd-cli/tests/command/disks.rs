@@ -1,11 +1,13 @@
 //! create, info, check, repair, map, compare.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Folder, MIB, file_len};
+use crate::support::{Folder, MIB, file_len, signal, wait, wait_for};
 
 /// The names of an object's fields.
 fn keys(value: &Value) -> Vec<&str> {
@@ -295,4 +297,79 @@ fn differences_are_found() {
         .vhd(&["compare", "--from", "raw", "other.raw", "a.vhd"])
         .ends(5);
     assert_eq!(said.stdout, "they differ at byte 5242880\n");
+}
+
+/// Lets the command believe that no file system can reserve space.
+fn without_fallocate(command: &mut Command) {
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EOPNOTSUPP as u32;
+    let mut filter = [
+        // The number of the system call comes first.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            libc::SYS_fallocate as u32,
+        ),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, refuse),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let set = move || {
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_mut_ptr(),
+        };
+        // SAFETY: the program and its steps live until the call returns.
+        let result = unsafe {
+            match libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) {
+                0 => libc::prctl(
+                    libc::PR_SET_SECCOMP,
+                    libc::SECCOMP_MODE_FILTER,
+                    &raw const program,
+                ),
+                failed => failed,
+            }
+        };
+        match result {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(set) };
+}
+
+#[test]
+fn a_fixed_disk_of_written_zeros_is_made_and_cancelled() {
+    let folder = Folder::new();
+    let create = |size: &str| {
+        let create = ["create", "--type", "fixed", "--size", size, "disk.vhd"];
+        let mut command = folder.command(&create);
+        without_fallocate(&mut command);
+        command
+    };
+    assert!(create("70M").status().unwrap().success());
+    let path = folder.path("disk.vhd");
+    assert_eq!(file_len(&path), 70 * MIB + 512);
+    // All of its space is there.
+    assert!(path.metadata().unwrap().blocks() * 512 >= 70 * MIB);
+    std::fs::remove_file(&path).unwrap();
+    // Long enough that the signal comes before its end.
+    let mut child = create("4G").stderr(Stdio::piped()).spawn().unwrap();
+    wait_for("the zeros", || {
+        let half = folder.path(".disk.vhd.new").metadata();
+        half.is_ok_and(|half| half.len() > 0).then_some(())
+    });
+    signal(&child, rustix::process::Signal::INT);
+    assert_eq!(wait(&mut child).code(), Some(130));
+    assert_eq!(folder.names(), [""; 0]);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said, "vhd: cancelled; nothing was changed\n");
 }

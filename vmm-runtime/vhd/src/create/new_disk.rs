@@ -14,7 +14,7 @@ use crate::format::DiskType;
 use crate::format::bat::BLOCK_SIZE;
 use crate::format::footer::Footer;
 use crate::format::geometry::Geometry;
-use crate::gate::Gate;
+use crate::gate::{Gate, GatePass};
 use crate::image::{self, Image, NewParent, Refusal, Tuning, format_new, formatted_len, recognise};
 use crate::lock::Sidecar;
 use crate::pool::Pool;
@@ -126,6 +126,7 @@ impl NewDisk {
         if have < need {
             return Err(no_space(have));
         }
+        drop(enter(&blueprint.gate, rel)?);
         let names = Names::take(pool, rel)?;
         let mut footer = Footer::new(disk_type, size, unique_id, created);
         footer.geometry = blueprint.geometry.unwrap_or(footer.geometry);
@@ -209,11 +210,14 @@ impl NewDisk {
         let must_write_zeros = match disk_type {
             DiskType::Dynamic | DiskType::Differencing => false,
             // What a fixed disk needs is its length.
-            DiskType::Fixed => match FileStorage::reserve(&file, need) {
-                Ok(()) => false,
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => true,
-                Err(error) => return Err(io("reserve the disk's space", error)),
-            },
+            DiskType::Fixed => {
+                let _pass = enter(form.gate, rel)?;
+                match FileStorage::reserve(&file, need) {
+                    Ok(()) => false,
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => true,
+                    Err(error) => return Err(io("reserve the disk's space", error)),
+                }
+            }
         };
         let backing = Backing::new(
             Box::new(FileStorage::new(file)),
@@ -289,10 +293,7 @@ impl NewDisk {
     pub(crate) fn publish(mut self) -> Result<Vhd, CreateError> {
         let path = self.names.target.rel().to_owned();
         {
-            let _pass = self
-                .gate
-                .enter()
-                .map_err(|error| write_error(&path, 0, &self.names, error))?;
+            let _pass = enter(&self.gate, &path)?;
             self.names.publish()?;
         }
         let NewDisk {
@@ -331,6 +332,11 @@ fn write_zeros(
         at += piece;
     }
     Ok(ControlFlow::Continue(()))
+}
+
+fn enter<'a>(gate: &'a Gate, path: &Path) -> Result<GatePass<'a>, CreateError> {
+    let path = path.to_owned();
+    gate.enter().map_err(|_| CreateError::GateClosed { path })
 }
 
 fn write_error(path: &Path, need: u64, names: &Names, error: IoError) -> CreateError {
