@@ -17,6 +17,11 @@ use crate::mounting::state::{Mounted, StateFolder, Volume};
 
 /// A loop device lets go of its file a moment after it is told to.
 const DETACHING: Duration = Duration::from_secs(20);
+/// How long a device may be in use by those who only look at it, or let go of
+/// it, such as what has just made a file system.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// From one look at it to the next.
+const PAUSE: Duration = Duration::from_millis(20);
 /// A disk may have much to write when it is closed.
 const CLOSING: Duration = Duration::from_secs(600);
 
@@ -74,8 +79,15 @@ pub(crate) fn take_down(
 }
 
 fn in_use(device: &Path) -> Result<(), Failure> {
-    if loop_device::is_free(device)? {
-        return Ok(());
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if loop_device::is_free(device)? {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            break;
+        }
+        std::thread::sleep(PAUSE);
     }
     Err(Failure::new(
         Exit::Busy,
