@@ -4,9 +4,10 @@
 //! What lies in one file in one piece is submitted to the kernel (`ring`),
 //! where that has io_uring; everything else, such as a write that allocates,
 //! is done by a few threads over the disk's own calls (`pool`). Reads of what
-//! is in the page cache take neither way, they are over at once; writes to
-//! the page cache are done by the threads, since the kernel would do no other
-//! than have a thread of its own do them.
+//! is in the page cache, and small writes to it, take neither way: whoever
+//! submits them does them. Large writes to the page cache are done by the
+//! threads, since the kernel would do no other than have a thread of its own
+//! do them.
 
 mod buffer;
 mod place;
@@ -131,6 +132,9 @@ impl Default for QueueOptions {
         }
     }
 }
+
+/// The most bytes that are written by the thread that submits them.
+const SMALL: usize = 64 << 10;
 
 /// What is done when a request is over. Must not submit to the same queue.
 type Completion = Box<dyn FnOnce(Result<Reply, IoError>) + Send>;
@@ -279,17 +283,12 @@ impl Queue {
             Request::Write { offset, buf, .. } => (Intent::Write, *offset, buf.len()),
             _ => return Some(job),
         };
-        // A pool thread writes as fast through the page cache, and does not
-        // need a worker of the kernel for it.
         let writes = intent == Intent::Write;
-        if writes && self.ring.is_none() {
-            return Some(job);
-        }
         let Some(place) = self.shared.disk.locate(intent, offset, len as u64) else {
             return Some(job);
         };
         if writes && self.backend == Backend::Auto && place.alignment == 1 {
-            return Some(job);
+            return self.try_to_cache(place, job);
         }
         let job = match job {
             Job {
@@ -320,6 +319,47 @@ impl Queue {
             (None, Ok(flight)) => Some(flight.into_job()),
             (_, Err(job)) => Some(job),
         }
+    }
+}
+
+impl Queue {
+    /// Writes a little to the page cache, in this thread: to a file the kernel
+    /// lets one write at a time, so that threads would only wait for each
+    /// other. Returns what is more than that, or was not done completely.
+    fn try_to_cache(&self, place: Place, job: Job) -> Option<Job> {
+        let Job {
+            request:
+                Request::Write {
+                    offset,
+                    buf,
+                    fua: false,
+                },
+            completion,
+        } = job
+        else {
+            return Some(job);
+        };
+        let started = Instant::now();
+        let written = match buf.len() {
+            0..=SMALL => rustix::io::pwrite(&place.file, &buf, place.offset).unwrap_or(0),
+            _ => 0,
+        };
+        // What was written counts as unsynced before anyone hears of it.
+        drop(place);
+        if written < buf.len() {
+            let fua = false;
+            return Some(Job {
+                request: Request::Write { offset, buf, fua },
+                completion,
+            });
+        }
+        let reply = Reply {
+            buf,
+            took: started.elapsed(),
+            ..Reply::default()
+        };
+        self.shared.finish(completion, Ok(reply));
+        None
     }
 }
 

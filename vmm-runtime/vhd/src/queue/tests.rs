@@ -435,6 +435,47 @@ fn a_region_does_not_change_hands_while_the_kernel_uses_it() {
     assert!(disk.locate(Intent::Write, 0, 4096).is_none());
 }
 
+#[test]
+fn small_writes_to_the_page_cache_are_over_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let pool = Folder::open(dir.path()).unwrap();
+    let size = DiskSize::from_bytes(SIZE).unwrap();
+    let gate = Gate::open();
+    let mut options = CreateOptions::new(DiskType::Dynamic, size);
+    options.gate = gate.clone();
+    let disk = Arc::new(Vhd::create(&pool, "a.vhd", &options).unwrap());
+    disk.write_at(&[1; 200_000], 0).unwrap();
+    let queue = Queue::new(disk.clone(), self::options(Backend::Auto)).unwrap();
+    let here = std::thread::current().id();
+    let is_done_here = |len, fua| {
+        let (sender, receiver) = channel();
+        let request = Request::Write {
+            offset: 7,
+            buf: vec![2; len].into(),
+            fua,
+        };
+        queue.submit(request, move |result| {
+            let there = std::thread::current().id();
+            sender.send((there, result.unwrap().buf.len())).unwrap();
+        });
+        let (there, written) = receiver.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(written, len);
+        there == here
+    };
+    assert!(is_done_here(65_536, false));
+    assert!(!is_done_here(65_537, false));
+    assert!(!is_done_here(512, true));
+    let mut found = vec![0; 65_545];
+    disk.read_at(&mut found, 0).unwrap();
+    let parts = [vec![1; 7], vec![2; 65_537], vec![1]];
+    assert!(found == parts.concat());
+    gate.close();
+    let error = ask(&queue, write(7, vec![3; 512])).unwrap_err();
+    assert_eq!(error.kind(), IoErrorKind::GateClosed);
+    disk.read_at(&mut found, 0).unwrap();
+    assert!(found == parts.concat());
+}
+
 /// Counts how many reads are under way at once.
 #[derive(Default)]
 struct Counting {
