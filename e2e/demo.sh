@@ -69,7 +69,7 @@ up() {
     fail "KUBECONFIG: expected one file that can be read, found none at $cluster; unset it for a control plane of the demo's own"
   build
   begin "lab: hosts host-a and host-b"
-  lab up ${cluster:+--kubeconfig "$cluster"}
+  lab up --checkout "$here" ${cluster:+--kubeconfig "$cluster"}
   kubeconfig=$(lab kubeconfig)
   write_commands
   finish

@@ -6,7 +6,6 @@ use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
 };
 
 /// The comments of fields, by the name that a field has in the API.
@@ -30,8 +29,7 @@ fn renamed(line: &str) -> Option<String> {
 /// Reads the comments of public fields out of the sources, line by line: rustfmt has put one on each.
 fn comments() -> Comments {
     let mut comments = Comments::new();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for entry in fs::read_dir(folder).unwrap() {
+    for entry in fs::read_dir("src").unwrap() {
         let path = entry.unwrap().path();
         if !path.is_file() {
             continue;

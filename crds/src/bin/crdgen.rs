@@ -19,7 +19,10 @@ fn main() -> ExitCode {
 }
 
 fn run(check: bool) -> Result<Vec<String>, Box<dyn std::error::Error + Send + Sync>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // As it is now, not as it was when this was built: checkouts may share a target folder.
+    let manifest = env::var_os("CARGO_MANIFEST_DIR")
+        .ok_or("CARGO_MANIFEST_DIR is not set: run it with `cargo run --package paddock-crds`")?;
+    let root = Path::new(&manifest).join("..");
     let mut stale = Vec::new();
     for file in paddock_crds::generated_files()? {
         let path = root.join(&file.path);

@@ -313,9 +313,7 @@ mod tests {
 
     #[test]
     fn what_is_checked_is_what_the_checkout_installs() {
-        let packages =
-            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../packages"))
-                .unwrap();
+        let packages = std::fs::read_to_string("../packages").unwrap();
         let listed: Vec<&str> = packages
             .lines()
             .filter_map(|line| line.split_whitespace().next())

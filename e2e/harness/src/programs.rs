@@ -13,17 +13,25 @@ pub fn programs(executable: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The checkout: `given`, else the one that this was built from.
+/// The checkout: `given`, else the one that the working directory lies in. Not the one that this was built from: checkouts may
+/// share a target folder, and then that is any of them.
 pub fn checkout(given: Option<&Path>) -> Result<PathBuf> {
-    let built_from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = given.unwrap_or(&built_from);
-    if !folder.join("charts/paddock").is_dir() {
-        bail!(
+    let is_checkout = |folder: &Path| folder.join("charts/paddock").is_dir();
+    let here = std::env::current_dir().context("working directory")?;
+    match given {
+        Some(folder) if is_checkout(folder) => existing(folder),
+        Some(folder) => bail!(
             "{} is not a checkout of Paddock (it has no charts/paddock); name one with --checkout",
             folder.display()
-        );
+        ),
+        None => match here.ancestors().find(|folder| is_checkout(folder)) {
+            Some(folder) => existing(folder),
+            None => bail!(
+                "{} is in no checkout of Paddock (no folder above it has charts/paddock); name one with --checkout",
+                here.display()
+            ),
+        },
     }
-    existing(folder)
 }
 
 /// The folder of the control plane's programs: `given`, else `PADDOCK_CONTROL_PLANE`, else what `e2e/control-plane/build.sh` makes.

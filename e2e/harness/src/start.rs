@@ -53,7 +53,7 @@ pub struct UpOptions {
     /// Folder of the guest image; default: $PADDOCK_IMAGES, else built
     #[arg(long, value_name = "DIR")]
     pub image: Option<PathBuf>,
-    /// The checkout to take CRDs and RBAC from; default: the one this was built from
+    /// The checkout to take CRDs and RBAC from; default: the one the working directory is in
     #[arg(long, value_name = "DIR")]
     pub checkout: Option<PathBuf>,
     /// Address and prefix length of the LAN's bridge inside the lab, so that `exec lab` can reach guests on the LAN

@@ -317,9 +317,8 @@ impl Context<'_> {
         self.kubectl.namespace()
     }
 
-    /// The checkout.
-    #[must_use]
-    pub fn checkout(&self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    /// The checkout whose tests these are.
+    pub fn checkout(&self) -> Result<PathBuf> {
+        paddock_lab::programs::checkout(None)
     }
 }

@@ -51,7 +51,7 @@ fn check_all(cx: &Context<'_>, numbers: std::ops::RangeInclusive<u32>) -> Result
 }
 
 fn fifty(cx: &Context<'_>) -> Result<()> {
-    let folder = cx.checkout().join("manifests/differencing");
+    let folder = cx.checkout()?.join("manifests/differencing");
     let path = folder.to_string_lossy().into_owned();
     cx.kubectl.run(&["apply", "-k", &path])?;
     let timeout = format!("--timeout={}s", FIFTY.as_secs());

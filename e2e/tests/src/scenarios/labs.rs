@@ -34,7 +34,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// `e2e/demo.sh` with a lab in `folder`, in a shell that has exported what the demo said at its end.
 fn run_demo(cx: &Context<'_>, folder: &Path, what: &str) -> Result<String> {
-    let output = Command::new(cx.checkout().join("e2e/demo.sh"))
+    let output = Command::new(cx.checkout()?.join("e2e/demo.sh"))
         .arg(what)
         .env("PADDOCK_LAB_DIR", folder)
         .env("KUBECONFIG", folder.join("kubeconfig"))
@@ -154,7 +154,7 @@ fn chart(cx: &Context<'_>) -> Result<()> {
     let kubectl = Kubectl::new(&kubeconfig, "paddock-system");
     // The lab has applied CRDs and access itself: the chart has to bring them.
     for file in ["policies.yaml", "rbac.yaml"] {
-        let path = cx.checkout().join("charts/paddock/files").join(file);
+        let path = cx.checkout()?.join("charts/paddock/files").join(file);
         kubectl.run(&[
             "delete",
             "-f",
@@ -163,7 +163,7 @@ fn chart(cx: &Context<'_>) -> Result<()> {
         ])?;
     }
     kubectl.run(&["delete", "crd", "--all"])?;
-    let chart = cx.checkout().join("charts/paddock");
+    let chart = cx.checkout()?.join("charts/paddock");
     let chart = chart.to_string_lossy();
     let install = [
         "upgrade",
@@ -207,7 +207,9 @@ fn chart(cx: &Context<'_>) -> Result<()> {
         "-n",
         "default",
         "-k",
-        &cx.checkout().join("manifests/quickstart").to_string_lossy(),
+        &cx.checkout()?
+            .join("manifests/quickstart")
+            .to_string_lossy(),
     ])?;
     run(
         &helm,

@@ -23,7 +23,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Machines before disks before the network: the worst order.
 fn quickstart(cx: &Context<'_>) -> Result<()> {
-    let folder = cx.checkout().join("manifests/quickstart");
+    let folder = cx.checkout()?.join("manifests/quickstart");
     let mut documents = Vec::new();
     for file in ["network.yaml", "web-1.yaml", "web-2.yaml"] {
         let text = fs::read_to_string(folder.join(file))?;

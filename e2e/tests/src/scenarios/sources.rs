@@ -132,7 +132,7 @@ fn web(cx: &Context<'_>) -> Result<()> {
     )?;
     ensure!(left.is_empty(), "left behind: {left}");
     // The examples are what the API takes.
-    let examples = cx.checkout().join("manifests/sources");
+    let examples = cx.checkout()?.join("manifests/sources");
     k.run(&[
         "apply",
         "--dry-run=server",
