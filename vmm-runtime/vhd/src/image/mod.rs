@@ -13,6 +13,8 @@ mod bitmap_tests;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod flush_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod open_tests;

@@ -12,7 +12,11 @@ use crate::gate::Gate;
 use crate::storage::fault::{Fault, FaultStorage};
 use crate::storage::{Backing, FileStorage, Storage};
 
-fn open_disk(storage: impl Storage + 'static, read_only: bool, growth: u64) -> Box<dyn Image> {
+pub(super) fn open_disk(
+    storage: impl Storage + 'static,
+    read_only: bool,
+    growth: u64,
+) -> Box<dyn Image> {
     open_over(storage, &[], read_only, growth)
 }
 
@@ -484,41 +488,6 @@ fn a_closed_gate_stops_every_change_and_no_read() {
     }
 }
 
-/// Two syncs however many blocks are allocated, one when none is, none when
-/// nothing was written.
-#[test]
-fn a_flush_costs_two_syncs_at_most() {
-    use crate::storage::fault::Op;
-
-    let Sample { file, .. } = new_disk(DiskType::Dynamic, 64 * 4096, 4096);
-    let storage = FaultStorage::new(file, BTreeMap::new());
-    let disk = open_disk(storage.clone(), false, 1 << 20);
-    let syncs = || {
-        storage
-            .log()
-            .iter()
-            .filter(|op| matches!(op, Op::Sync))
-            .count()
-    };
-    disk.write_at(&[1; 10], 0).unwrap();
-    disk.flush().unwrap();
-    let mut before = syncs();
-    let mut cost = || {
-        disk.flush().unwrap();
-        let now = syncs();
-        let cost = now - before;
-        before = now;
-        cost
-    };
-    for block in 1..40 {
-        disk.write_at(&[1; 10], block * 4096).unwrap();
-    }
-    assert_eq!(cost(), 2);
-    disk.write_at(&[2; 10], 4096).unwrap();
-    assert_eq!(cost(), 1);
-    assert_eq!(cost(), 0);
-}
-
 /// What a child holds and what it may give up, over a parent with data in its
 /// first half.
 #[test]
@@ -660,31 +629,4 @@ fn what_waits_for_a_flush_is_bounded() {
     let mut found = vec![0; 64 * 4096];
     disk.read_at(&mut found, 0).unwrap();
     assert!(found.chunks(4096).all(|block| block[..512] == [1; 512]));
-}
-
-/// Two syncs, however many sectors of however many blocks a child gets.
-#[test]
-fn a_flush_of_a_child_costs_two_syncs() {
-    use crate::storage::fault::Op;
-
-    let parent = new_disk(DiskType::Dynamic, 64 * 4096, 4096);
-    let Sample { file, parents, .. } = new_child(parent, 64 * 4096, 4096);
-    let storage = FaultStorage::new(file, BTreeMap::new());
-    let backing = Backing::new(Box::new(storage.clone()), Gate::open(), "disk");
-    let (disk, _) = open(backing, open_parents(&parents), false, Tuning::default()).unwrap();
-    disk.write_at(&[1; 10], 0).unwrap();
-    disk.flush().unwrap();
-    for round in 1..4 {
-        let before = storage.position();
-        for block in 0..40 {
-            disk.write_at(&[round; 512], block * 4096 + u64::from(round) * 512)
-                .unwrap();
-        }
-        disk.flush().unwrap();
-        let syncs = storage.log()[before..]
-            .iter()
-            .filter(|op| matches!(op, Op::Sync))
-            .count();
-        assert_eq!(syncs, 2, "round {round}");
-    }
 }

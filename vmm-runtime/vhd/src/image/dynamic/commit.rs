@@ -83,6 +83,10 @@ impl Dynamic {
         if !self.tuning.is(Mutant::SkipDataSync) {
             self.backing.sync()?;
         }
+        if frozen.entries.is_empty() && frozen.bitmaps.is_empty() {
+            // What was written during the sync is for the next one.
+            return Ok(());
+        }
         self.write_bitmaps(&frozen.bitmaps)?;
         self.write_table(&frozen.entries)?;
         if !self.tuning.is(Mutant::SkipMetadataSync) {
