@@ -1,27 +1,21 @@
 //! Raw images and block devices as disks.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
-use std::sync::Arc;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
-use paddock_vhd::{
-    Access, BlockDevice, Extent, ExtentKind, ImportError, IoError, RawImage, check_raw,
-};
-use rustix::fs::{FallocateFlags, SeekFrom};
-use rustix::io::Errno;
+use paddock_vhd::{Access, ImportError, RawDisk, RawImage, check_raw};
 
 use crate::disk_path::DiskPath;
 use crate::failure::{Exit, Failure};
 
-/// A raw image, or a whole block device.
+/// A raw image, or a whole block device, that nobody else may write to.
 #[derive(Debug)]
-pub(crate) struct RawDisk {
+pub(crate) struct RawSource {
     held: Held,
     size: u64,
-    read_only: bool,
-    name: Arc<str>,
+    access: Access,
+    path: PathBuf,
 }
 
 /// What is open, and excludes others.
@@ -33,11 +27,11 @@ enum Held {
     Device(File),
 }
 
-impl RawDisk {
+impl RawSource {
     /// Opens it; for writing only if nobody else has it open, for reading if
     /// nobody writes to it. Refuses what has a format of its own: a guest
     /// would find no disk in it, or destroy it.
-    pub(crate) fn open(path: &Path, read_only: bool) -> Result<RawDisk, Failure> {
+    pub(crate) fn open(path: &Path, access: Access) -> Result<RawSource, Failure> {
         let metadata = path
             .metadata()
             .map_err(|error| Failure::io(path, "open the image", &error))?;
@@ -48,23 +42,19 @@ impl RawDisk {
             )));
         }
         let held = if metadata.file_type().is_block_device() {
-            Held::Device(open_device(path, read_only)?)
+            Held::Device(open_device(path, access)?)
         } else {
-            let access = match read_only {
-                true => Access::ReadOnly,
-                false => Access::ReadWrite,
-            };
             let image = DiskPath::existing(path)?;
             Held::Image(RawImage::open(&image.pool, &image.name, access)?)
         };
-        let mut disk = RawDisk {
+        let mut source = RawSource {
             held,
             size: 0,
-            read_only,
-            name: path.to_string_lossy().into(),
+            access,
+            path: path.to_owned(),
         };
-        disk.size = check_raw(disk.file()).map_err(|error| refused(path, error))?;
-        Ok(disk)
+        source.size = check_raw(source.file()).map_err(|error| refused(path, error))?;
+        Ok(source)
     }
 
     /// The image or the device.
@@ -75,94 +65,33 @@ impl RawDisk {
         }
     }
 
-    fn io(&self, operation: &'static str) -> impl Fn(io::Error) -> IoError {
-        let disk = self.name.clone();
-        move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => IoError::NoSpace {
-                disk: disk.clone(),
-                operation,
-                reason: source.to_string().into(),
-            },
-            _ => IoError::Io {
-                disk: disk.clone(),
-                operation,
-                source: Arc::new(source),
-            },
-        }
-    }
-
-    fn check(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.size => Ok(()),
-            _ => Err(IoError::OutOfRange {
-                offset,
-                len,
-                size: self.size,
-            }),
-        }
-    }
-
-    fn check_write(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        if self.read_only {
-            return Err(IoError::ReadOnly);
-        }
-        self.check(offset, len)
-    }
-
-    /// Makes zeros with one call if the file system can, else by writing.
-    fn zero(&self, offset: u64, len: u64, flags: FallocateFlags) -> Result<(), IoError> {
-        self.check_write(offset, len)?;
-        if len == 0 {
-            return Ok(());
-        }
-        match rustix::fs::fallocate(self.file(), flags, offset, len) {
-            Ok(()) => return Ok(()),
-            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {}
-            Err(error) => return Err(self.io("make zeros")(error.into())),
-        }
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        let (mut at, end) = (offset, offset + len);
-        while at < end {
-            let piece = (end - at).min(ZEROS.len() as u64);
-            self.file()
-                .write_all_at(&ZEROS[..piece as usize], at)
-                .map_err(self.io("write zeros"))?;
-            at += piece;
-        }
-        Ok(())
-    }
-
-    /// The end of the hole or the data that `offset` lies in, and which.
-    fn run(&self, offset: u64) -> Result<(u64, ExtentKind), IoError> {
-        let seek = |from| match rustix::fs::seek(self.file(), from) {
-            Ok(at) => Ok(at.min(self.size)),
-            // Nothing but a hole up to the end.
-            Err(Errno::NXIO) => Ok(self.size),
-            Err(error) => Err(error),
-        };
-        let look = || -> Result<(u64, ExtentKind), Errno> {
-            let data = seek(SeekFrom::Data(offset))?;
-            if data > offset {
-                return Ok((data, ExtentKind::Hole));
+    /// As a disk; `direct`: past the page cache.
+    pub(crate) fn into_disk(self, direct: bool) -> Result<RawDisk, Failure> {
+        let RawSource {
+            held,
+            size,
+            access,
+            path,
+        } = self;
+        let name = path.to_string_lossy();
+        let disk = match held {
+            Held::Image(image) => RawDisk::of_image(image, size, &name, access, direct),
+            Held::Device(_) if direct => {
+                return Err(Failure::wrong_use(
+                    "devices are served through the page cache: leave out --uncached",
+                ));
             }
-            let hole = seek(SeekFrom::Hole(offset))?;
-            // The file may change meanwhile.
-            Ok((hole.max(offset + 1), ExtentKind::Data))
+            Held::Device(file) => RawDisk::of_device(file, size, &name, access),
         };
-        match look() {
-            Ok(run) => Ok(run),
-            // A block device, or a file system without holes.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok((self.size, ExtentKind::Data)),
-            Err(error) => Err(self.io("look for holes")(error.into())),
-        }
+        disk.map_err(|error| Failure::disk(&path, &error))
     }
 }
 
 /// Opens a block device for nobody else.
-fn open_device(path: &Path, read_only: bool) -> Result<File, Failure> {
+fn open_device(path: &Path, access: Access) -> Result<File, Failure> {
     let opened = File::options()
         .read(true)
-        .write(!read_only)
+        .write(access == Access::ReadWrite)
         .custom_flags(libc::O_EXCL)
         .open(path);
     match opened {
@@ -188,67 +117,12 @@ fn refused(path: &Path, error: ImportError) -> Failure {
     }
 }
 
-impl BlockDevice for RawDisk {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), IoError> {
-        self.check(offset, buf.len() as u64)?;
-        self.file()
-            .read_exact_at(buf, offset)
-            .map_err(self.io("read"))
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), IoError> {
-        self.check_write(offset, buf.len() as u64)?;
-        self.file()
-            .write_all_at(buf, offset)
-            .map_err(self.io("write"))
-    }
-
-    fn flush(&self) -> Result<(), IoError> {
-        if self.read_only {
-            return Ok(());
-        }
-        self.file().sync_data().map_err(self.io("sync"))
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        self.zero(offset, len, flags)
-    }
-
-    fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        self.zero(offset, len, flags)
-    }
-
-    fn block_status(&self, offset: u64, len: u64) -> Result<Vec<Extent>, IoError> {
-        self.check(offset, len)?;
-        let end = offset + len;
-        let mut extents = Vec::new();
-        let mut at = offset;
-        while at < end && extents.len() < Extent::MAX_PER_CALL {
-            let (run_end, kind) = self.run(at)?;
-            let run_end = run_end.min(end);
-            extents.push(Extent {
-                offset: at,
-                len: run_end - at,
-                kind,
-            });
-            at = run_end;
-        }
-        Ok(extents)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use paddock_vhd::{BlockDevice, ExtentKind, IoError};
+
     use super::*;
 
     fn image(len: u64) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -261,7 +135,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_holes_are_seen() {
         let (_dir, path) = image(1 << 20);
-        let disk = RawDisk::open(&path, false).unwrap();
+        let disk = RawSource::open(&path, Access::ReadWrite).unwrap();
+        let disk = disk.into_disk(false).unwrap();
         disk.write_at(&[7; 4096], 256 << 10).unwrap();
         disk.flush().unwrap();
         let mut buf = [0; 4096];
@@ -284,7 +159,8 @@ mod tests {
     #[test]
     fn nothing_passes_the_end_or_writes_to_what_is_read_only() {
         let (_dir, path) = image(1000);
-        let disk = RawDisk::open(&path, true).unwrap();
+        let disk = RawSource::open(&path, Access::ReadOnly).unwrap();
+        let disk = disk.into_disk(false).unwrap();
         assert_eq!(disk.size(), 1000);
         assert!(matches!(
             disk.read_at(&mut [0; 2], 999),
@@ -301,9 +177,9 @@ mod tests {
     #[test]
     fn one_writer_or_many_readers() {
         let (_dir, path) = image(1000);
-        let reader = RawDisk::open(&path, true).unwrap();
-        let _another = RawDisk::open(&path, true).unwrap();
-        let busy = RawDisk::open(&path, false).unwrap_err();
+        let reader = RawSource::open(&path, Access::ReadOnly).unwrap();
+        let _another = RawSource::open(&path, Access::ReadOnly).unwrap();
+        let busy = RawSource::open(&path, Access::ReadWrite).unwrap_err();
         assert_eq!(busy.exit, Exit::Busy);
         drop(reader);
     }
@@ -313,8 +189,8 @@ mod tests {
         let (_dir, path) = image(1 << 20);
         let file = File::options().write(true).open(&path).unwrap();
         file.write_all_at(b"QFI\xfb\0\0\0\x03", 0).unwrap();
-        for read_only in [true, false] {
-            let refused = RawDisk::open(&path, read_only).unwrap_err();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let refused = RawSource::open(&path, access).unwrap_err();
             assert_eq!(refused.exit, Exit::WrongUse);
             let said = refused.to_string();
             assert!(said.contains("a qcow2 image"), "{said}");

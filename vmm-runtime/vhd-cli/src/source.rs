@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use clap::ValueEnum;
-use paddock_vhd::{Access, BlockDevice, OpenOptions, Vhd};
+use paddock_vhd::{Access, BlockDevice, OpenOptions, RawDisk, Vhd};
 
 use crate::disk_path::{DiskPath, Search};
 use crate::failure::Failure;
-use crate::raw::RawDisk;
+use crate::raw::RawSource;
 
 /// What a file is. Never guessed: what a guest writes to its disk could make
 /// it look like something else.
@@ -46,10 +46,10 @@ impl Source {
         direct: bool,
     ) -> Result<Source, Failure> {
         match format {
-            Format::Raw if direct => Err(Failure::wrong_use(
-                "raw images are served through the page cache: leave out --uncached",
-            )),
-            Format::Raw => RawDisk::open(path, access == Access::ReadOnly).map(Source::Raw),
+            Format::Raw => {
+                let raw = RawSource::open(path, access)?;
+                raw.into_disk(direct).map(Source::Raw)
+            }
             Format::Vhd => {
                 let disk = DiskPath::existing(path)?;
                 let options = OpenOptions::new(access)

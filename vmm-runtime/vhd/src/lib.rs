@@ -104,7 +104,7 @@ pub use merge::{MergeOptions, MergeReport, merge};
 pub use operation::OperationError;
 pub use pool::{Pool, PoolError, PoolSpace};
 pub use queue::{Backend, Buffer, Intent, Place, Queue, QueueOptions, Reply, Request};
-pub use raw::RawImage;
+pub use raw::{RawDisk, RawImage};
 pub use remove::{RemoveError, remove};
 pub use repair::{RepairReport, discard_repair_journal, repair, repair_in_place, undo_repair};
 pub use reparent::reparent;

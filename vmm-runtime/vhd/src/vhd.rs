@@ -452,6 +452,8 @@ impl Contents {
                 operation: "open past the page cache",
                 source,
             })?)
+        } else if access == Access::ReadWrite {
+            Box::new(FileStorage::of_guest(file))
         } else {
             Box::new(FileStorage::new(file))
         };

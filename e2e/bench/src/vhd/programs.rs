@@ -36,6 +36,8 @@ pub(crate) enum Reader {
     VhdRaw,
     /// `vhd serve --uncached`
     VhdUncached,
+    /// `vhd serve --from raw --uncached`
+    VhdRawUncached,
     /// `qemu-nbd -f vpc`, `qcow2`, `raw`
     Qemu(&'static str),
     /// The same, past the page cache.
@@ -85,6 +87,7 @@ impl Programs {
             Reader::VhdReadOnly => self.vhd(["serve", "--read-only"]),
             Reader::VhdRaw => self.vhd(["serve", "--from", "raw"]),
             Reader::VhdUncached => self.vhd(["serve", "--uncached"]),
+            Reader::VhdRawUncached => self.vhd(["serve", "--from", "raw", "--uncached"]),
             Reader::Qemu(format) => qemu_nbd(format, &["--cache=writeback"]),
             Reader::QemuUncached(format) => qemu_nbd(format, &["--cache=none", "--aio=io_uring"]),
         };
@@ -231,16 +234,22 @@ fn greet(socket: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Has the page cache hold nothing of a file.
+pub(crate) fn forget(path: &Path) -> Result<File> {
+    let forget = || -> std::io::Result<File> {
+        let file = File::open(path)?;
+        file.sync_all()?;
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+        Ok(file)
+    };
+    forget().with_context(|| format!("dropping the pages of {}", path.display()))
+}
+
 /// Reads a file once, so that everybody finds it in the page cache, and in the same way: what was there before goes first, since
 /// the kernel keeps what was written in other pieces than what was read, and they cost differently.
 pub(crate) fn warm(path: &Path) -> Result<()> {
-    let read = || -> std::io::Result<u64> {
-        let mut file = File::open(path)?;
-        file.sync_all()?;
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
-        std::io::copy(&mut file, &mut std::io::sink())
-    };
-    read().with_context(|| format!("reading {}", path.display()))?;
+    std::io::copy(&mut forget(path)?, &mut std::io::sink())
+        .with_context(|| format!("reading {}", path.display()))?;
     Ok(())
 }
 

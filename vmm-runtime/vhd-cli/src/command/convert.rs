@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use paddock_vhd::{
-    ConvertOptions, DiskType, Gate, ImportOptions, convert, export_raw, import_linked, import_raw,
+    Access, ConvertOptions, DiskType, Gate, ImportOptions, convert, export_raw, import_linked,
+    import_raw,
 };
 use serde::Serialize;
 
@@ -13,7 +14,7 @@ use crate::disk_path::{DiskPath, Search};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Meter;
-use crate::raw::RawDisk;
+use crate::raw::RawSource;
 use crate::size::{Size, exact, human};
 use crate::target::{Force, Target};
 
@@ -203,7 +204,7 @@ fn from_linked(
 
 fn from_raw(arguments: &Arguments, disk_type: DiskType, out: &Output) -> Result<Copied, Failure> {
     let source = DiskPath::existing(&arguments.source)?;
-    let image = RawDisk::open(source.path(), true)?;
+    let image = RawSource::open(source.path(), Access::ReadOnly)?;
     let options = ImportOptions {
         disk_type,
         size: arguments.size.map(disk_size).transpose()?,

@@ -1,4 +1,5 @@
-//! Fixed disks: the data as it is, then the footer.
+//! Fixed disks: the data as it is, then the footer. Raw images are so without
+//! it.
 
 use std::ops::Range;
 
@@ -13,6 +14,8 @@ pub(crate) struct Fixed {
     backing: Backing,
     size: u64,
     read_only: bool,
+    /// What becomes of the space of what is discarded.
+    discarded: Space,
 }
 
 impl Fixed {
@@ -21,6 +24,17 @@ impl Fixed {
             backing,
             size: found.footer.current_size,
             read_only,
+            discarded: Space::Keep,
+        }
+    }
+
+    /// The first `size` bytes of a raw image: it gives space back.
+    pub(crate) fn raw(backing: Backing, size: u64, read_only: bool) -> Fixed {
+        Fixed {
+            backing,
+            size,
+            read_only,
+            discarded: Space::Release,
         }
     }
 
@@ -61,7 +75,8 @@ impl BlockDevice for Fixed {
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), IoError> {
-        self.write_zeroes(offset, len)
+        self.admit(offset, len)?;
+        self.backing.zero(offset, len, self.discarded)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), IoError> {

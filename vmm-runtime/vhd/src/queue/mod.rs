@@ -297,7 +297,9 @@ impl Queue {
             } => {
                 let try_cache = place.alignment == 1 && self.backend != Backend::IoUring;
                 let started = Instant::now();
-                if try_cache && is_cached(&place, &mut buf) {
+                let cached = try_cache && is_cached(&place, &mut buf);
+                place.read_ahead(buf.len());
+                if cached {
                     drop(place);
                     let reply = Reply {
                         buf,

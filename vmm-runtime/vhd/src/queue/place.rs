@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::gate::{Gate, HeldPass};
-use crate::storage::FilePlace;
+use crate::storage::{FilePlace, ReadAhead};
 
 /// What a request located with [`BlockDevice::locate`] is to do.
 ///
@@ -29,6 +29,8 @@ pub struct Place {
     /// What offset, length and address of a buffer must be multiples of; 1
     /// when the page cache takes everything.
     pub(super) alignment: usize,
+    /// Told of reads.
+    ahead: Option<Arc<ReadAhead>>,
     /// Told that the file has changed.
     unsynced: Option<Arc<AtomicBool>>,
     /// Given back in this order, after that.
@@ -44,6 +46,7 @@ impl Place {
             file: place.file,
             offset,
             alignment: place.alignment,
+            ahead: place.ahead,
             unsynced: None,
             _block: None,
             _file: place.hold,
@@ -62,6 +65,7 @@ impl Place {
             file: place.file,
             offset,
             alignment: place.alignment,
+            ahead: place.ahead,
             unsynced: Some(unsynced),
             _block: None,
             _file: place.hold,
@@ -73,6 +77,15 @@ impl Place {
     /// is submitted: it may have closed while others were waited for.
     pub(super) fn gate(&self) -> Option<Gate> {
         self.pass.as_ref().map(HeldPass::gate)
+    }
+
+    /// Begins to read what comes behind, when `len` bytes from here are read
+    /// that follow others.
+    pub(super) fn read_ahead(&self, len: usize) {
+        if let Some(ahead) = &self.ahead {
+            let end = self.offset.saturating_add(len as u64);
+            ahead.read(&self.file, self.offset..end);
+        }
     }
 
     /// The same place, with what keeps its block from changing hands.

@@ -324,6 +324,7 @@ impl BlockDevice for Pipe {
             file: Arc::clone(&self.file),
             alignment: 1,
             hold: None,
+            ahead: None,
         };
         Some(Place::to_write(place, 0, Arc::clone(&self.unsynced), pass))
     }

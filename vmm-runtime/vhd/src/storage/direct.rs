@@ -228,6 +228,7 @@ impl Storage for DirectStorage {
             file: Arc::clone(&self.direct),
             alignment: self.alignment,
             hold: None,
+            ahead: None,
         };
         if intent == Intent::Read {
             return Some(place);

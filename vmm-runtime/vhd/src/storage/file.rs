@@ -10,18 +10,32 @@ use std::sync::Arc;
 use rustix::fs::{Advice, FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::{FilePlace, Space, Storage};
+use super::{FilePlace, ReadAhead, Space, Storage};
 #[cfg(test)]
 use super::{fault::Op, trace};
 use crate::queue::Intent;
 
 /// A regular file.
 #[derive(Debug)]
-pub(crate) struct FileStorage(Arc<File>);
+pub(crate) struct FileStorage {
+    file: Arc<File>,
+    ahead: Option<Arc<ReadAhead>>,
+}
 
 impl FileStorage {
     pub(crate) fn new(file: File) -> FileStorage {
-        FileStorage(Arc::new(file))
+        FileStorage {
+            file: Arc::new(file),
+            ahead: None,
+        }
+    }
+
+    /// A file that is to be read and written by a guest, anywhere.
+    pub(crate) fn of_guest(file: File) -> FileStorage {
+        FileStorage {
+            ahead: ReadAhead::of(&file).map(Arc::new),
+            file: Arc::new(file),
+        }
     }
 
     /// Reserves the space of the first `len` bytes, making the file that
@@ -61,23 +75,26 @@ pub(crate) fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Ran
 
 impl Storage for FileStorage {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_exact_at(buf, offset)
+        if let Some(ahead) = &self.ahead {
+            ahead.read(&self.file, offset..offset.saturating_add(buf.len() as u64));
+        }
+        self.file.read_exact_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, offset)
+        self.file.write_all_at(buf, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn zero(&self, offset: u64, len: u64, space: Space) -> io::Result<()> {
@@ -86,20 +103,26 @@ impl Storage for FileStorage {
                 Space::Release => FallocateFlags::PUNCH_HOLE,
                 Space::Keep => FallocateFlags::ZERO_RANGE,
             };
-        let zero = || rustix::fs::fallocate(&self.0, flags, offset, len);
+        let zero = || rustix::fs::fallocate(&self.file, flags, offset, len);
         #[cfg(test)]
-        let zero = || trace::change(&self.0, || Op::Zero { offset, len }, zero);
-        uninterrupted(zero)
+        let zero = || trace::change(&self.file, || Op::Zero { offset, len }, zero);
+        match uninterrupted(zero) {
+            // A block device, of less than one of its sectors.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+            result => result,
+        }
     }
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
-        next_data(&self.0, range)
+        next_data(&self.file, range)
     }
 
     fn drop_cache(&self) -> io::Result<()> {
-        let drop = || rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed);
+        let drop = || rustix::fs::fadvise(&self.file, 0, None, Advice::DontNeed);
         #[cfg(test)]
-        let drop = || trace::drop_cache(&self.0, drop);
+        let drop = || trace::drop_cache(&self.file, drop);
         match drop() {
             // A file system without a cache to drop.
             Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
@@ -113,14 +136,15 @@ impl Storage for FileStorage {
         };
         // Dirty pages can't be dropped; Linux starts writing them instead,
         // and waits for nothing.
-        let _ = rustix::fs::fadvise(&self.0, range.start, Some(len), Advice::DontNeed);
+        let _ = rustix::fs::fadvise(&self.file, range.start, Some(len), Advice::DontNeed);
     }
 
     fn place(&self, _intent: Intent) -> Option<FilePlace> {
         Some(FilePlace {
-            file: Arc::clone(&self.0),
+            file: Arc::clone(&self.file),
             alignment: 1,
             hold: None,
+            ahead: self.ahead.clone(),
         })
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod fault;
 mod file;
 #[cfg(fuzzing)]
 pub(crate) mod memory;
+mod read_ahead;
 #[cfg(test)]
 pub(crate) mod sparse;
 #[cfg(test)]
@@ -16,6 +17,7 @@ pub(crate) mod trace;
 pub(crate) use backing::Backing;
 pub(crate) use direct::DirectStorage;
 pub(crate) use file::{FileStorage, next_data};
+pub(crate) use read_ahead::ReadAhead;
 
 use std::fs::File;
 use std::io;
@@ -115,6 +117,8 @@ pub(crate) struct FilePlace {
     pub(crate) alignment: usize,
     /// To be kept until the request is over.
     pub(crate) hold: Option<Hold>,
+    /// To be told of reads.
+    pub(crate) ahead: Option<Arc<ReadAhead>>,
 }
 
 /// What becomes of the space below zeroed bytes.
