@@ -416,7 +416,7 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
         actions = stamp(s, vm, spec.host_epoch);
     }
     blocked.extend(resolved.refusals.iter().chain(&resolved.waits).cloned());
-    if blocked.is_empty()
+    if resolved.refusals.is_empty()
         && let (Some(view), Some(_)) = (view, epoch)
     {
         let alone = HostView {
@@ -429,6 +429,10 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
             Some(view.name().to_owned()),
         );
         match placement::refuse(&alone, &need) {
+            // What it waits for is told first.
+            Some(_) if !resolved.waits.is_empty() => {}
+            // A disk that it was given since it started is made where it runs.
+            None if !resolved.waits.is_empty() => actions.extend(bind(&need, view.name())),
             // A token that is taken away asks for nothing.
             Some(why)
                 if vm.spec.restart_token.is_some()
@@ -578,16 +582,8 @@ fn place(s: &Snapshot<'_>, vm: &VirtualMachine, held: &[&Attachment]) -> Plan {
     let reservation = Some(reserve(view, &need, &resolved));
     let mut actions = Vec::new();
     if !resolved.waits.is_empty() {
-        for disk in &need.disks {
-            if disk.place == placement::DiskPlace::Unbound {
-                actions.push(Action::Bind {
-                    disk: disk.name.clone(),
-                    host: view.name().to_owned(),
-                });
-            }
-        }
         let mut plan = refused(s, vm, &resolved.waits, Some(view.name()));
-        plan.actions = actions;
+        plan.actions = bind(&need, view.name());
         plan.reservation = reservation.map(|r| Reservation {
             // Nobody knows when a disk that failed can be used: others need not wait for that.
             memory: if any_failed(&resolved) { 0 } else { r.memory },
@@ -623,6 +619,18 @@ fn place(s: &Snapshot<'_>, vm: &VirtualMachine, held: &[&Attachment]) -> Plan {
         reservation,
         pending: false,
     }
+}
+
+/// Has the disks that are nowhere yet made on the machine's host.
+fn bind(need: &placement::Need, host: &str) -> Vec<Action> {
+    let unbound = need.disks.iter();
+    let unbound = unbound.filter(|disk| disk.place == placement::DiskPlace::Unbound);
+    unbound
+        .map(|disk| Action::Bind {
+            disk: disk.name.clone(),
+            host: host.to_owned(),
+        })
+        .collect()
 }
 
 /// Whether a disk of a machine cannot be used until something is changed.

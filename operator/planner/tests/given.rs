@@ -292,6 +292,28 @@ fn an_unmade_disk_is_bound_to_the_machines_host() {
 }
 
 #[test]
+fn a_disk_given_to_a_running_machine_is_made_where_it_runs() {
+    let (mut model, key) = running();
+    model.add_disk(unmade_disk("data", "default"));
+    let memory = model.machines[&key].spec.memory.clone();
+    // Not where it cannot go on as it is to be.
+    model.change(&key, |spec| {
+        let mut disk = spec.disks[0].clone();
+        disk.name = "data".to_owned();
+        disk.virtual_hard_disk_ref.name = "data".to_owned();
+        spec.disks.push(disk);
+        spec.memory = ByteQuantity::from_bytes(64 << 30);
+    });
+    assert_eq!(model.plan(&key).actions, []);
+    model.change(&key, |spec| spec.memory = memory);
+    let bind = Action::Bind {
+        disk: "data".to_owned(),
+        host: "host-b".to_owned(),
+    };
+    assert_eq!(model.plan(&key).actions, [bind]);
+}
+
+#[test]
 fn machine_names_with_dots_are_one_label_for_the_guest() {
     let mut model = Model::new(vec![host("host-a", "2Gi")]);
     let mut vm = machine("m", 64);

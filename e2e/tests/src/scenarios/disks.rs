@@ -6,6 +6,7 @@ use crate::{
     runner::{Manner, Scenario},
 };
 use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 use std::time::Duration;
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -183,6 +184,22 @@ fn pins(cx: &Context<'_>) -> Result<()> {
         cx.kubectl.text("vhd/pin", "/status/host")? == "host-b",
         "{}",
         cx.kubectl.get("vhd/pin")?["status"]
+    );
+    // A second one, given to it while it runs, is made where it runs.
+    let second = Guest {
+        name: "pin-2".to_owned(),
+        ..guest.clone()
+    };
+    cx.kubectl.apply(&second.empty_disk_yaml())?;
+    let value = json!({"name": "second", "bus": "Virtio", "virtualHardDiskRef": {"name": "pin-2"}});
+    let patch = json!([{"op": "add", "path": "/spec/disks/-", "value": value}]).to_string();
+    cx.kubectl
+        .run(&["patch", "vm/pin", "--type=json", "-p", &patch])?;
+    cx.kubectl.wait_condition("vhd/pin-2", "Ready", REACTION)?;
+    ensure!(
+        cx.kubectl.text("vhd/pin-2", "/status/host")? == "host-b",
+        "{}",
+        cx.kubectl.get("vhd/pin-2")?["status"]
     );
     cx.kubectl.run(&["delete", "vm", "pin", "--timeout=120s"])?;
     cx.kubectl.apply(
