@@ -332,7 +332,11 @@ pub struct InstanceDiskStatus {
     /// Name of the disk within the machine.
     #[schemars(length(max = 32))]
     pub name: String,
-    /// Bytes that the file which the guest writes (the undo disk, if there is one) takes in its pool.
+    /// The file that the guest writes (the undo disk, if there is one), relative to its pool.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub path: String,
+    /// Bytes that the file takes in its pool.
     pub allocated_bytes: i64,
 }
 

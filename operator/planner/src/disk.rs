@@ -185,12 +185,23 @@ pub fn grown_by_merge(
     status: &VirtualHardDiskStatus,
     allocated_bytes: Option<i64>,
 ) -> VirtualHardDiskStatus {
+    VirtualHardDiskStatus {
+        used_epoch: Some(status.disk_epoch),
+        ..measured(status, allocated_bytes)
+    }
+}
+
+/// The status of a disk whose file takes so many bytes, if they were told.
+#[must_use]
+pub fn measured(
+    status: &VirtualHardDiskStatus,
+    allocated_bytes: Option<i64>,
+) -> VirtualHardDiskStatus {
     let allocated = allocated_bytes.and_then(|bytes| u64::try_from(bytes).ok());
     VirtualHardDiskStatus {
         allocated: allocated
             .map(format_bytes)
             .or_else(|| status.allocated.clone()),
-        used_epoch: Some(status.disk_epoch),
         ..status.clone()
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use paddock_lab::Fault;
 use serde_json::{Value, json};
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -68,6 +68,16 @@ fn run_policy(cx: &Context<'_>) -> Result<()> {
         "the disk of a stopped machine is attached"
     );
     cx.kubectl.wait_condition("vm/p", "Ready", REACTION)?;
+    // Nobody writes it any more: what is told of it is what it takes.
+    let path = cx.kubectl.text("vhd/p", "/status/file/path")?;
+    let file = cx.lab.directory().join("pools/shared").join(path);
+    let takes = fs::metadata(&file)?.blocks() / 2;
+    let told = cx.kubectl.text("vhd/p", "/status/allocated")?;
+    ensure!(
+        told == format!("{takes}Ki") || takes % 1024 == 0 && told == format!("{}Mi", takes / 1024),
+        "{} takes {takes}Ki, and {told} is told",
+        file.display()
+    );
     // The guest was asked, not killed: it had time to unmount.
     let step = cx.kubectl.text("vm/p", "/status/stopStep")?;
     ensure!(step == "PowerButton", "it ended by {step:?}");

@@ -72,7 +72,7 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
         tasks: &tasks,
         family: &family,
         wanted,
-        measured: measured(&world, key, &disk),
+        measured: measured_bytes(&world, key, &disk),
         hosts: &world.host_views(None),
         busy: &world.index.busy(),
         same_file: same_file.as_ref(),
@@ -110,7 +110,11 @@ pub fn plan(context: &Context, key: &ObjectKey, now: &Time) -> Option<Planned> {
 
 /// Bytes that a disk's file takes, as its machine's host tells while that runs. What the guest writes into an undo disk
 /// is not the disk's own.
-fn measured(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Option<i64> {
+pub(crate) fn measured_bytes(
+    world: &World,
+    key: &ObjectKey,
+    disk: &VirtualHardDisk,
+) -> Option<i64> {
     let status = disk.status.as_ref()?;
     let owner = &status.attachment.as_ref()?.owner;
     if owner.kind != OwnerKind::VirtualMachine || status.undo.is_some() {
@@ -118,11 +122,10 @@ fn measured(world: &World, key: &ObjectKey, disk: &VirtualHardDisk) -> Option<i6
     }
     let instance = ObjectKey::new(&key.namespace, &owner.name);
     let instance = world.instances.get(&instance)?;
-    let mut disks = instance.spec.config.disks.iter();
-    let named = disks.find(|d| d.virtual_hard_disk == key.name)?;
+    // By its file: under the name that the machine gives it, a guest that has not been started anew has another.
+    let path = &status.file.as_ref()?.path;
     let mut told = instance.status.as_ref()?.disks.iter();
-    told.find(|d| d.name == named.name)
-        .map(|d| d.allocated_bytes)
+    told.find(|d| d.path == *path).map(|d| d.allocated_bytes)
 }
 
 /// The disks that a disk has to do with.

@@ -1,7 +1,7 @@
 //! The steps of a machine's plan, in order; the first that fails ends it.
 
 use super::fetch::Planned;
-use crate::{controller::Context, write::WriteError};
+use crate::{controller::Context, disk::fetch::measured_bytes, write::WriteError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use paddock_crds::{
@@ -208,7 +208,10 @@ async fn detach(
     let status = found.status.clone().unwrap_or_default();
     match &status.attachment {
         Some(held) if held.owner.uid == owner_uid => {
-            let mut status = disk::detached(&status);
+            // The last that is heard of it before another has it.
+            let key = ObjectKey::new(&machine.namespace, disk);
+            let told = measured_bytes(&context.cache.world(), &key, &found);
+            let mut status = disk::detached(&disk::measured(&status, told));
             if status.undo.is_some() && undo.is_some() {
                 status.undo = undo.cloned();
             }

@@ -49,6 +49,8 @@ pub enum Told {
     GuestIs(Guest),
     /// What its disks take.
     Measured(Vec<DiskUse>),
+    /// What they take now that the process has ended.
+    MeasuredLast(Vec<DiskUse>),
     /// The process has ended. Nothing follows.
     Exited(End),
 }

@@ -201,6 +201,7 @@ impl<B: Backend> Actor<B> {
                 Some((run, told)) = self.told_in.recv() => Some(match told {
                     Told::GuestIs(guest) => Event::GuestIs(run, guest),
                     Told::Measured(uses) => Event::Measured(run, uses),
+                    Told::MeasuredLast(uses) => Event::MeasuredLast(run, uses),
                     Told::Exited(end) => Event::Exited(run, end),
                 }),
                 letter = self.letters.recv() => match letter {

@@ -109,6 +109,8 @@ pub struct InstanceCore {
     restarts: i32,
     stop_step: Option<String>,
     disks: Vec<InstanceDiskStatus>,
+    /// The same at the process's end.
+    last_disks: Vec<InstanceDiskStatus>,
     released: Option<Released>,
     previous: InstancePhase,
     reported: Option<Box<Status>>,
@@ -155,6 +157,7 @@ impl InstanceCore {
             restarts: status.restarts,
             stop_step: status.stop_step.clone(),
             disks: status.disks.clone(),
+            last_disks: Vec::new(),
             released: status.released.clone(),
             previous: status.phase,
             reported: Some(Box::new(status)),
@@ -281,6 +284,11 @@ impl InstanceCore {
                     self.disks = disk_uses::statuses(&uses);
                 }
             }
+            Event::MeasuredLast(run, uses) => {
+                if run == self.run {
+                    self.last_disks = disk_uses::statuses(&uses);
+                }
+            }
             Event::DhcpServed(run, answer) => {
                 if run == self.run
                     && let Some(started) = &mut self.started
@@ -308,7 +316,11 @@ impl InstanceCore {
                     self.note = None;
                     self.started = None;
                     self.up_since = None;
-                    self.disks.clear();
+                    if !self.is_unwanted() {
+                        // The next process may have others.
+                        self.disks.clear();
+                        self.last_disks.clear();
+                    }
                     self.stage = Stage::Absent;
                 }
             }
@@ -551,6 +563,7 @@ impl InstanceCore {
                     self.stage = Stage::Absent;
                     self.advance_absent(now, actions);
                 } else if let Some(epoch) = now.valid_epoch() {
+                    self.disks = std::mem::take(&mut self.last_disks);
                     self.released = Some(Released {
                         host_epoch: epoch,
                         time: now.wall.to_string(),

@@ -11,7 +11,8 @@ const STEP_PART: u64 = 20;
 /// Whether any disk takes so much more or less than was told, or was not told of.
 pub(super) fn is_worth_telling(told: &[InstanceDiskStatus], uses: &[DiskUse]) -> bool {
     uses.iter().any(|used| {
-        let before = told.iter().find(|told| told.name == used.name);
+        let same = |told: &&InstanceDiskStatus| told.name == used.name && told.path == used.path;
+        let before = told.iter().find(same);
         before.is_none_or(|before| {
             let step = (used.length / STEP_PART).clamp(1, STEP_BYTES);
             allocated(used).abs_diff(before.allocated_bytes) >= step
@@ -23,6 +24,7 @@ pub(super) fn statuses(uses: &[DiskUse]) -> Vec<InstanceDiskStatus> {
     uses.iter()
         .map(|used| InstanceDiskStatus {
             name: used.name.clone(),
+            path: used.path.clone(),
             allocated_bytes: allocated(used),
         })
         .collect()
@@ -40,6 +42,7 @@ mod tests {
     fn small_changes_are_not_worth_telling() {
         let used = |name: &str, allocated, length| DiskUse {
             name: name.into(),
+            path: format!("ns/{name}.vhd"),
             allocated,
             length,
         };

@@ -91,6 +91,8 @@ pub enum Guest {
 pub struct DiskUse {
     /// Name of the disk within the machine.
     pub name: String,
+    /// That file, relative to its pool.
+    pub path: String,
     /// Bytes that the file which the guest writes takes in its pool.
     pub allocated: u64,
     /// The length of that file in bytes.
@@ -179,6 +181,8 @@ pub enum Event {
     GuestIs(Run, Guest),
     /// What the disks of a running process take.
     Measured(Run, Vec<DiskUse>),
+    /// What they take now that it has ended.
+    MeasuredLast(Run, Vec<DiskUse>),
     /// The answer to [`Action::ServeDhcp`]: what the DHCP servers answer now.
     DhcpServed(Run, Result<String, Failure>),
     /// A process ended.

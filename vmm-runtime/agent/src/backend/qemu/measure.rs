@@ -13,6 +13,9 @@ use tracing::debug;
 
 /// From one measurement to the next.
 const EACH: Duration = Duration::from_secs(60);
+/// The end of a guest is told without its measurement if that takes longer.
+const LAST: Duration = Duration::from_millis(500);
+
 /// A file that a guest writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Written {
@@ -26,27 +29,34 @@ struct Written {
 pub async fn run(folder: &RunFolder, teller: &Teller) {
     loop {
         tokio::time::sleep(EACH).await;
-        let files = match folder.config() {
-            Some(config) => written(&config),
-            None => {
-                debug!(folder = %folder.path().display(), "no configuration: its disks are not measured");
-                continue;
-            }
-        };
-        // A thread of its own, which a dead pool may hold: then nothing is measured any more.
-        let (answer, answered) = oneshot::channel();
-        let measuring = std::thread::Builder::new()
-            .name("measure".to_owned())
-            .spawn(move || {
-                let _ = answer.send(files.iter().filter_map(measure).collect::<Vec<_>>());
-            });
-        if measuring.is_err() {
-            continue;
-        }
-        if let Ok(uses) = answered.await {
+        if let Some(uses) = now(folder).await {
             teller.tell(Told::Measured(uses)).await;
         }
     }
+}
+
+/// Measures them once more, now that nobody writes them, and tells.
+pub async fn last(folder: &RunFolder, teller: &Teller) {
+    if let Ok(Some(uses)) = tokio::time::timeout(LAST, now(folder)).await {
+        teller.tell(Told::MeasuredLast(uses)).await;
+    }
+}
+
+async fn now(folder: &RunFolder) -> Option<Vec<DiskUse>> {
+    let Some(config) = folder.config() else {
+        debug!(folder = %folder.path().display(), "no configuration: its disks are not measured");
+        return None;
+    };
+    let files = written(&config);
+    // A thread of its own, which a dead pool may hold: then nothing is measured any more.
+    let (answer, answered) = oneshot::channel();
+    let measuring = std::thread::Builder::new()
+        .name("measure".to_owned())
+        .spawn(move || {
+            let _ = answer.send(files.iter().filter_map(measure).collect::<Vec<_>>());
+        });
+    measuring.ok()?;
+    answered.await.ok()
 }
 
 /// The files that the guest writes: the undo disks where there are any.
@@ -75,6 +85,7 @@ fn measure(file: &Written) -> Option<DiskUse> {
         .ok()?;
     Some(DiskUse {
         name: file.name.clone(),
+        path: file.path.to_string_lossy().into_owned(),
         // stat counts in 512 bytes, whatever the file system's blocks.
         allocated: found.blocks().saturating_mul(512),
         length: found.len(),

@@ -105,6 +105,7 @@ pub fn follow(mut process: Process, folder: RunFolder, teller: Teller) -> Monito
             () = listen(&client, &teller) => {}
             () = measure::run(&folder, &teller) => {}
         }
+        measure::last(&folder, &teller).await;
         let end = end(folder.result().as_ref());
         teller.tell(Told::Exited(end)).await;
     }

@@ -124,6 +124,7 @@ fn what_disks_take_is_told_when_it_has_changed_enough() {
     let used = |allocated| {
         vec![DiskUse {
             name: "root".into(),
+            path: "ns/root.vhd".into(),
             allocated,
             length: 1 << 30,
         }]
@@ -131,6 +132,7 @@ fn what_disks_take_is_told_when_it_has_changed_enough() {
     let with = |allocated_bytes| Status {
         disks: vec![InstanceDiskStatus {
             name: "root".into(),
+            path: "ns/root.vhd".into(),
             allocated_bytes,
         }],
         ..running(1)

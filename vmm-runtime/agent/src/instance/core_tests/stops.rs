@@ -27,6 +27,47 @@ fn a_graceful_stop_is_one_report() {
 }
 
 #[test]
+fn what_disks_take_in_the_end_is_told_with_the_proof() {
+    let take = |allocated| {
+        vec![DiskUse {
+            name: "root".into(),
+            path: "ns/root.vhd".into(),
+            allocated,
+            length: 1 << 30,
+        }]
+    };
+    let told = vec![InstanceDiskStatus {
+        name: "root".into(),
+        path: "ns/root.vhd".into(),
+        allocated_bytes: 7,
+    }];
+    Script::new(None)
+        .up()
+        .at(
+            5_000,
+            Event::Wished(wish(2, Power::Stopped)),
+            &[Action::Stop(30), wake(6_000)],
+        )
+        // Another process's.
+        .at(5_390, Event::MeasuredLast(1, take(9)), &[wake(6_000)])
+        .at(5_395, Event::MeasuredLast(2, take(7)), &[wake(6_000)])
+        .at(
+            5_400,
+            Event::Exited(2, End::Stopped("PowerButton")),
+            &[Action::Clear, wake(6_000)],
+        )
+        .at(5_410, Event::Cleared, &[Action::Clean, wake(6_000)])
+        .at(
+            5_420,
+            Event::Cleaned,
+            &[report(Status {
+                disks: told,
+                ..stopped(2, Some("PowerButton"))
+            })],
+        );
+}
+
+#[test]
 fn a_deletion_stops_and_a_slow_stop_is_told() {
     let mut deleting = wish(2, Power::Running);
     deleting.deleting = true;
