@@ -470,7 +470,10 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
             }
         }
     }
-    spec.restart_token.clone_from(&vm.spec.restart_token);
+    // Who gives a machine a new disk and asks for its restart in one go means one with the disk.
+    if !being_made(&resolved) {
+        spec.restart_token.clone_from(&vm.spec.restart_token);
+    }
     // The deadline is not part of a start: it applies to the next stop, whatever else is blocked.
     spec.config.stop_deadline_seconds = vm.spec.stop_deadline_seconds;
     let held = held_after(instance, &spec);
@@ -631,6 +634,15 @@ fn bind(need: &placement::Need, host: &str) -> Vec<Action> {
             host: host.to_owned(),
         })
         .collect()
+}
+
+/// Whether all that a machine waits for may be a disk that is being made.
+fn being_made(resolved: &Resolved) -> bool {
+    let unmade = |d: &resolve::ResolvedDisk| {
+        let status = d.disk.status.as_ref();
+        status.is_none_or(|s| s.file.is_none())
+    };
+    resolved.refusals.is_empty() && resolved.disks.iter().any(unmade) && !any_failed(resolved)
 }
 
 /// Whether a disk of a machine cannot be used until something is changed.

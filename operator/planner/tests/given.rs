@@ -306,11 +306,23 @@ fn a_disk_given_to_a_running_machine_is_made_where_it_runs() {
     });
     assert_eq!(model.plan(&key).actions, []);
     model.change(&key, |spec| spec.memory = memory);
-    let bind = Action::Bind {
+    let bind = [Action::Bind {
         disk: "data".to_owned(),
         host: "host-b".to_owned(),
-    };
-    assert_eq!(model.plan(&key).actions, [bind]);
+    }];
+    assert_eq!(model.plan(&key).actions, bind);
+    // A restart that is asked for with it waits for it.
+    model.change(&key, |spec| {
+        spec.restart_token = Some("with data".to_owned())
+    });
+    assert_eq!(model.plan(&key).actions, bind);
+    model.settle(&key);
+    assert_eq!(model.instances[&key].spec.restart_token, None);
+    model.add_disk(ready_disk("data", Some("host-b")));
+    model.settle(&key);
+    let spec = &model.instances[&key].spec;
+    assert_eq!(spec.restart_token.as_deref(), Some("with data"));
+    assert_eq!(spec.config.disks.len(), 2);
 }
 
 #[test]

@@ -185,14 +185,18 @@ fn pins(cx: &Context<'_>) -> Result<()> {
         "{}",
         cx.kubectl.get("vhd/pin")?["status"]
     );
-    // A second one, given to it while it runs, is made where it runs.
+    // A second one, given to it while it runs, is made where it runs, and the restart that is asked for with it has it.
     let second = Guest {
         name: "pin-2".to_owned(),
         ..guest.clone()
     };
     cx.kubectl.apply(&second.empty_disk_yaml())?;
     let value = json!({"name": "second", "bus": "Virtio", "virtualHardDiskRef": {"name": "pin-2"}});
-    let patch = json!([{"op": "add", "path": "/spec/disks/-", "value": value}]).to_string();
+    let patch = json!([
+        {"op": "add", "path": "/spec/disks/-", "value": value},
+        {"op": "add", "path": "/spec/restartToken", "value": "with the second"},
+    ])
+    .to_string();
     cx.kubectl
         .run(&["patch", "vm/pin", "--type=json", "-p", &patch])?;
     cx.kubectl.wait_condition("vhd/pin-2", "Ready", REACTION)?;
@@ -200,6 +204,19 @@ fn pins(cx: &Context<'_>) -> Result<()> {
         cx.kubectl.text("vhd/pin-2", "/status/host")? == "host-b",
         "{}",
         cx.kubectl.get("vhd/pin-2")?["status"]
+    );
+    cx.kubectl.wait_field(
+        "vhd/pin-2",
+        ".status.attachment.owner.name",
+        "pin",
+        REACTION,
+    )?;
+    guest::wait_page(cx, "pin", |r| r.boots() == 2)?;
+    let vmi = cx.kubectl.get("vmi/pin")?;
+    ensure!(
+        vmi["status"]["startedConfigRevision"] == vmi["spec"]["configRevision"]
+            && vmi["spec"]["config"]["disks"][1]["virtualHardDisk"] == "pin-2",
+        "restarted without its disk: {vmi}"
     );
     cx.kubectl.run(&["delete", "vm", "pin", "--timeout=120s"])?;
     cx.kubectl.apply(
