@@ -75,8 +75,7 @@ pub struct VirtualMachineSpec {
     /// Only hosts whose labels match may run it. Default: any host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_selector: Option<Box<LabelSelector>>,
-    /// Any text; when it changes, the running guest is shut down and started once, as soon as disks that it was given have
-    /// been made. At most 64 characters.
+    /// Any text; when it changes, the guest is shut down and started once, as soon as its new disks are made. At most 64 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub restart_token: Option<String>,
