@@ -429,8 +429,8 @@ fn keep(s: &Snapshot<'_>, vm: &VirtualMachine, instance: &VirtualMachineInstance
             Some(view.name().to_owned()),
         );
         match placement::refuse(&alone, &need) {
-            // What it waits for is told first.
-            Some(_) if !resolved.waits.is_empty() => {}
+            // Its disks are made elsewhere than by a bind of its own: that is waited for, and then looked at again.
+            Some(_) if !resolved.waits.is_empty() && bind(&need, view.name()).is_empty() => {}
             // A disk that it was given since it started is made where it runs.
             None if !resolved.waits.is_empty() => actions.extend(bind(&need, view.name())),
             // A token that is taken away asks for nothing.

@@ -305,7 +305,15 @@ fn a_disk_given_to_a_running_machine_is_made_where_it_runs() {
         spec.memory = ByteQuantity::from_bytes(64 << 30);
     });
     assert_eq!(model.plan(&key).actions, []);
-    model.change(&key, |spec| spec.memory = memory);
+    // Nor does a restart wait there for what is never made there.
+    model.change(&key, |spec| {
+        spec.restart_token = Some("elsewhere".to_owned())
+    });
+    assert_eq!(model.plan(&key).actions, [Action::DeleteInstance]);
+    model.change(&key, |spec| {
+        spec.restart_token = None;
+        spec.memory = memory;
+    });
     let bind = [Action::Bind {
         disk: "data".to_owned(),
         host: "host-b".to_owned(),
