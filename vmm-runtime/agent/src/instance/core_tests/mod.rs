@@ -81,6 +81,25 @@ fn stopped(generation: i64, step: Option<&str>) -> Status {
     }
 }
 
+/// What the only disk takes, as it is measured.
+fn used(allocated: u64) -> Vec<DiskUse> {
+    vec![DiskUse {
+        name: "root".into(),
+        path: "ns/root.vhd".into(),
+        allocated,
+        length: 1 << 30,
+    }]
+}
+
+/// And as it is told.
+fn told_use(allocated_bytes: i64) -> Vec<InstanceDiskStatus> {
+    vec![InstanceDiskStatus {
+        name: "root".into(),
+        path: "ns/root.vhd".into(),
+        allocated_bytes,
+    }]
+}
+
 fn report(status: Status) -> Action {
     Action::Report(Box::new(status))
 }

@@ -121,20 +121,8 @@ fn a_full_pool_pauses_with_a_reason_and_goes_on_when_there_is_room() {
 
 #[test]
 fn what_disks_take_is_told_when_it_has_changed_enough() {
-    let used = |allocated| {
-        vec![DiskUse {
-            name: "root".into(),
-            path: "ns/root.vhd".into(),
-            allocated,
-            length: 1 << 30,
-        }]
-    };
-    let with = |allocated_bytes| Status {
-        disks: vec![InstanceDiskStatus {
-            name: "root".into(),
-            path: "ns/root.vhd".into(),
-            allocated_bytes,
-        }],
+    let with = |allocated| Status {
+        disks: told_use(allocated),
         ..running(1)
     };
     Script::new(None)

@@ -28,19 +28,6 @@ fn a_graceful_stop_is_one_report() {
 
 #[test]
 fn what_disks_take_in_the_end_is_told_with_the_proof() {
-    let take = |allocated| {
-        vec![DiskUse {
-            name: "root".into(),
-            path: "ns/root.vhd".into(),
-            allocated,
-            length: 1 << 30,
-        }]
-    };
-    let told = vec![InstanceDiskStatus {
-        name: "root".into(),
-        path: "ns/root.vhd".into(),
-        allocated_bytes: 7,
-    }];
     Script::new(None)
         .up()
         .at(
@@ -49,8 +36,8 @@ fn what_disks_take_in_the_end_is_told_with_the_proof() {
             &[Action::Stop(30), wake(6_000)],
         )
         // Another process's.
-        .at(5_390, Event::MeasuredLast(1, take(9)), &[wake(6_000)])
-        .at(5_395, Event::MeasuredLast(2, take(7)), &[wake(6_000)])
+        .at(5_390, Event::MeasuredLast(1, used(9)), &[wake(6_000)])
+        .at(5_395, Event::MeasuredLast(2, used(7)), &[wake(6_000)])
         .at(
             5_400,
             Event::Exited(2, End::Stopped("PowerButton")),
@@ -61,7 +48,7 @@ fn what_disks_take_in_the_end_is_told_with_the_proof() {
             5_420,
             Event::Cleaned,
             &[report(Status {
-                disks: told,
+                disks: told_use(7),
                 ..stopped(2, Some("PowerButton"))
             })],
         );
